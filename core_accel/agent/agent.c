@@ -1,0 +1,474 @@
+/* The agent: decides in the guest about each call of patched code. And the loader (loader.h).
+
+   A patched site jumps to a stub, the stub to umvm_entry. decide() answers RUN: the stub executes the
+   call, with the guest's own stack and registers, so that calls which block, return twice or never are
+   as they were; or DONE: the result is in rax. Nothing is kept between calls that a signal handler,
+   which may make calls itself or never return, could spoil.
+
+   The guest's stack may be small: frames stay small, buffers are in slots (paths.h). */
+#include "execute.h"
+#include "text.h"
+
+struct umvm_self umvm_self __attribute__((section(".self,\"aw\",@nobits#"), used));
+
+enum { RUN, DONE };
+
+__asm__(".text\n"
+        /* r11: where the stub goes on; rcx is free. The red zone stays as it is. */
+        ".globl umvm_entry\n"
+        "umvm_entry:\n"
+        "    lea -128(%rsp), %rsp\n"
+        "    push %r11\n"
+        "    push %r9\n"
+        "    push %r8\n"
+        "    push %r10\n"
+        "    push %rdx\n"
+        "    push %rsi\n"
+        "    push %rdi\n"
+        "    push %rax\n"
+        "    mov %rsp, %rdi\n"
+        "    push %rbp\n"
+        "    mov %rsp, %rbp\n"
+        "    and $-16, %rsp\n"
+        "    cld\n"
+        "    call decide\n"
+        "    mov %rbp, %rsp\n"
+        "    pop %rbp\n"
+        "    mov %eax, %ecx\n"
+        "    pop %rax\n"
+        "    pop %rdi\n"
+        "    pop %rsi\n"
+        "    pop %rdx\n"
+        "    pop %r10\n"
+        "    pop %r8\n"
+        "    pop %r9\n"
+        "    pop %r11\n"
+        "    lea 128(%rsp), %rsp\n"
+        "    jmp *%r11\n"
+        /* long ask(const struct regs *): the call at the gate, which the supervisor answers */
+        ".globl ask_gate\n"
+        "ask_gate:\n"
+        "    mov 0(%rdi), %rax\n"
+        "    mov 16(%rdi), %rsi\n"
+        "    mov 24(%rdi), %rdx\n"
+        "    mov 32(%rdi), %r10\n"
+        "    mov 40(%rdi), %r8\n"
+        "    mov 48(%rdi), %r9\n"
+        "    mov 8(%rdi), %rdi\n"
+        "    jmp umvm_gate\n"
+        "gate_back:\n"
+        "    ret\n"
+        ".section .gate,\"ax\",@progbits\n"
+        ".globl umvm_gate\n"
+        "umvm_gate:\n"
+        "    syscall\n"
+        "    jmp gate_back\n"
+        ".text\n");
+void umvm_entry(void);
+long ask_gate(const struct regs *);
+
+static NOINLINE int ask(struct regs *r)
+{
+    __atomic_add_fetch(&STATE->gated, 1, __ATOMIC_RELAXED);
+    r->rax = (uint64_t)ask_gate(r);
+    return DONE;
+}
+
+static inline uint64_t argument(const struct regs *r, int index) { return (&r->rdi)[index]; }
+
+static inline long run_here(const struct regs *r)
+{
+    return SYS6(r->rax, r->rdi, r->rsi, r->rdx, r->r10, r->r8, r->r9);
+}
+
+static inline int done(struct regs *r, long value)
+{
+    r->rax = (uint64_t)value;
+    return DONE;
+}
+
+static inline int dir_of(const struct umvm_kind *k, const struct regs *r, int which)
+{
+    return k->dir[which] >= 0 ? (int)argument(r, k->dir[which]) : AT_FDCWD;
+}
+
+static inline const char *path_of(const struct umvm_kind *k, const struct regs *r, int which)
+{
+    return (const char *)argument(r, k->path[which]);
+}
+
+/* Is this the process's own /proc/PID/exe, which would show the loader? */
+static NOINLINE int own_exe(const char *p)
+{
+    struct part q;
+    if (!measure(p, &q) || q.length < 11 || !text_is(p, 6, "/proc/") || !text_is(p + q.length - 4, 4, "/exe"))
+        return 0;
+    const char *who = p + 6;
+    uint32_t n = q.length - 10, pid = 0;
+    if (text_is(who, n, "self") || text_is(who, n, "thread-self"))
+        return 1;
+    for (uint32_t i = 0; i < n; i++) {
+        if (who[i] < '0' || who[i] > '9')
+            return 0;
+        pid = pid * 10 + (uint32_t)(who[i] - '0');
+    }
+    return pid == (uint32_t)SYS1(__NR_getpid, 0);
+}
+
+/* A path that begins with "/proc/": cheap to see. */
+static inline int may_be_exe(const char *p)
+{
+    return page_readable((uint64_t)p >> 12) && page_readable(((uint64_t)p + 5) >> 12) && p[0] == '/' && p[1] == 'p' &&
+           p[2] == 'r' && p[3] == 'o' && p[4] == 'c' && p[5] == '/';
+}
+
+static NOINLINE int read_exe(struct regs *r, int index)
+{
+    uint64_t size = argument(r, index + 2);
+    size_t n = text_length(SELF->exe);
+    if (in_shadow(SELF->exe, (long)n) || (int64_t)size <= 0)
+        return ask(r);
+    if (n > size)
+        n = size;
+    uint64_t from[2] = {(uint64_t)SELF->exe, n}, to[2] = {argument(r, index + 1), n};
+    long pid = SYS1(__NR_getpid, 0); /* the kernel copies, as the buffer may be bad */
+    return done(r, SYS6(__NR_process_vm_writev, pid, from, 1, to, 1, 0));
+}
+
+/* The call with the program's path in place of /proc/self/exe. */
+static NOINLINE int use_exe(struct regs *r, int index)
+{
+    if (in_shadow(SELF->exe, (long)text_length(SELF->exe)))
+        return ask(r);
+    struct regs changed = *r;
+    (&changed.rdi)[index] = (uint64_t)SELF->exe;
+    return done(r, run_here(&changed));
+}
+
+static NOINLINE int with_stat(struct regs *r, const struct umvm_kind *k)
+{
+    const char *path = path_of(k, r, 0);
+    struct part q;
+    int dirfd = dir_of(k, r, 0), what = judge(path, dirfd, &q);
+    long e;
+    if (what == UNKNOWN)
+        what = walk(&q, dirfd, 1) == NO ? PLAIN : ASK;
+    else if (what == PLAIN && q.last < q.length && !(q.hash && verified(full_hash(&q), q.now))) {
+        /* look without following: only a link needs more */
+        if (r->rax == __NR_statx) {
+            e = SYS6(__NR_statx, dirfd, path, r->rdx | AT_SYMLINK_NOFOLLOW, r->r10, r->r8, 0);
+            if (e == 0 && readable(r->r8, 32)) {
+                const struct statx *st = (const struct statx *)r->r8;
+                if (!(st->stx_mask & STATX_TYPE) || (st->stx_mode & S_IFMT) == S_IFLNK)
+                    e = 1;
+            }
+        } else {
+            uint64_t out = r->rax == __NR_stat ? r->rsi : r->rdx;
+            uint64_t flags = r->rax == __NR_stat ? 0 : r->r10;
+            e = SYS4(__NR_newfstatat, dirfd, path, out, flags | AT_SYMLINK_NOFOLLOW);
+            if (e == 0 && (((const struct stat *)out)->st_mode & S_IFMT) == S_IFLNK)
+                e = 1;
+        }
+        if (e <= 0) {
+            if (q.hash && e == 0)
+                remember(full_hash(&q), q.now);
+            return done(r, e);
+        }
+        what = walk(&q, dirfd, 1) == NO ? PLAIN : ASK;
+    }
+    return what == PLAIN ? RUN : ask(r);
+}
+
+enum { OPEN_FLAGS = 037777703, RESOLVE_NO_LINKS = 4 };
+
+static NOINLINE int with_open(struct regs *r, const struct umvm_kind *k)
+{
+    const char *path = path_of(k, r, 0);
+    int dirfd = dir_of(k, r, 0);
+    uint64_t flags = r->rax == __NR_creat ? O_CREAT | O_WRONLY | O_TRUNC : argument(r, k->flags);
+    uint64_t mode = r->rax == __NR_creat ? r->rsi : argument(r, k->flags + 1);
+    struct part q;
+    if (flags & O_NOFOLLOW)
+        return leads_nowhere(path, dirfd, &q) == NO ? RUN : ask(r);
+    int what = judge(path, dirfd, &q);
+    if (what == PLAIN && q.last < q.length && !(flags & O_PATH) && !(q.hash && verified(full_hash(&q), q.now))) {
+        struct {
+            uint64_t flags, mode, resolve;
+        } how = {flags & OPEN_FLAGS & ~020000000ull, flags & (O_CREAT | 020000000) ? mode & 07777 : 0, RESOLVE_NO_LINKS};
+        if (!(flags & 020000000)) { /* __O_TMPFILE */
+            long e = SYS4(437 /* openat2 */, dirfd, path, &how, sizeof how);
+            if (e >= 0 || (e != -ELOOP && e != -EINVAL && e != -ENOSYS && e != -EAGAIN && e != -E2BIG)) {
+                if (e >= 0 && q.hash)
+                    remember(full_hash(&q), q.now);
+                return done(r, e);
+            }
+        }
+        return follows_nowhere(path, dirfd, &q) == NO ? RUN : ask(r);
+    }
+    if (what == PLAIN)
+        return flags & O_PATH && follows_nowhere(path, dirfd, &q) != NO ? ask(r) : RUN;
+    return what == UNKNOWN && walk(&q, dirfd, 1) == NO ? RUN : ask(r);
+}
+
+static NOINLINE int with_access(struct regs *r, const struct umvm_kind *k)
+{
+    const char *path = path_of(k, r, 0);
+    int dirfd = dir_of(k, r, 0);
+    struct part q;
+    int what = judge(path, dirfd, &q);
+    if (what == PLAIN && q.last < q.length && !(q.hash && verified(full_hash(&q), q.now))) {
+        uint64_t flags = r->rax == 439 ? r->r10 : 0, mode = r->rax == __NR_access ? r->rsi : r->rdx;
+        long e = SYS4(439 /* faccessat2 */, dirfd, path, mode, flags | AT_SYMLINK_NOFOLLOW);
+        if (e < 0 && e != -ELOOP && e != -EROFS && e != -ENOSYS && e != -EINVAL)
+            return done(r, e); /* a link is never refused: it isn't one */
+        return follows_nowhere(path, dirfd, &q) == NO ? RUN : ask(r);
+    }
+    return what == PLAIN || (what == UNKNOWN && walk(&q, dirfd, 1) == NO) ? RUN : ask(r);
+}
+
+static NOINLINE int with_follow(struct regs *r, const struct umvm_kind *k)
+{
+    uint64_t flags = k->flags >= 0 ? argument(r, k->flags) : 0;
+    struct part q;
+    int stays = (k->nofollow & 1 && flags & AT_SYMLINK_NOFOLLOW) || (k->nofollow & 2 && !(flags & AT_SYMLINK_FOLLOW)) ||
+                (k->nofollow & 4 && flags & 0x02000000);
+    int r2 = stays ? leads_nowhere(path_of(k, r, 0), dir_of(k, r, 0), &q)
+                   : follows_nowhere(path_of(k, r, 0), dir_of(k, r, 0), &q);
+    return r2 == NO ? RUN : ask(r);
+}
+
+static NOINLINE int both_nowhere(const struct regs *r, const struct umvm_kind *k)
+{
+    struct part q;
+    for (int i = 0; i < 2; i++)
+        if (k->path[i] >= 0 && leads_nowhere(path_of(k, r, i), dir_of(k, r, i), &q) != NO)
+            return 0;
+    return 1;
+}
+
+/* Renaming a plain file changes no path to a directory; anything else may. */
+static NOINLINE int moves_a_file(const struct regs *r, const struct umvm_kind *k)
+{
+    struct stat st;
+    if (r->rax != __NR_rename && r->rax != __NR_renameat && !(r->rax == __NR_renameat2 && !(r->r8 & 2)))
+        return 0;
+    return SYS4(__NR_newfstatat, dir_of(k, r, 0), path_of(k, r, 0), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           (st.st_mode & S_IFMT) == S_IFREG;
+}
+
+static NOINLINE int with_move(struct regs *r, const struct umvm_kind *k)
+{
+    if (ROUTE->active && !both_nowhere(r, k))
+        return ask(r);
+    if (moves_a_file(r, k))
+        return RUN;
+    forget_paths();
+    long e = run_here(r);
+    forget_paths();
+    return done(r, e);
+}
+
+static NOINLINE int with_chdir(struct regs *r, const struct umvm_kind *k)
+{
+    struct part q;
+    if (ROUTE->active && follows_nowhere(path_of(k, r, 0), AT_FDCWD, &q) != NO) {
+        cwd_changed();
+        ask(r);
+    } else
+        r->rax = (uint64_t)run_here(r);
+    cwd_changed();
+    return DONE;
+}
+
+static NOINLINE int with_fchdir(struct regs *r)
+{
+    if (served_fd((int)r->rdi))
+        ask(r);
+    else
+        r->rax = (uint64_t)run_here(r);
+    cwd_changed();
+    return DONE;
+}
+
+static NOINLINE int with_getcwd(struct regs *r)
+{
+    if (!ROUTE->active)
+        return RUN;
+    return cwd_known(now_units()) ? RUN : ask(r);
+}
+
+static NOINLINE int with_exec(struct regs *r)
+{
+    const char *path = (const char *)r->rdi;
+    struct part q;
+    if (may_be_exe(path) && own_exe(path))
+        path = SELF->exe;
+    if (!measure(path, &q))
+        return RUN;
+    if (in_shadow(path, q.length) || (ROUTE->active && follows_nowhere(path, AT_FDCWD, &q) != NO))
+        return ask(r);
+    long e = execute_host(&q, r->rsi, r->rdx);
+    return e == 0 ? RUN : e == 1 ? ask(r) : done(r, e);
+}
+
+static NOINLINE int with_mmap(struct regs *r)
+{
+    uint64_t flags = r->r10;
+    if (flags & 0x10) /* MAP_FIXED */
+        maps_changed();
+    if (flags & 0x20) /* MAP_ANONYMOUS */
+        return RUN;
+    if (served_fd((int)r->r8))
+        return ask(r);
+    if (!(r->rdx & 4))
+        return RUN;
+    long a = run_here(r);
+    if (a < 0 && a > -4096)
+        return done(r, a);
+    if (r->rdx == 5 && (flags & 0xf) == 2 && patch_mapping((int)r->r8, (uint64_t)a, r->rsi, r->r9) == 0) {
+        /* not known yet: the supervisor sees the mapping made once more, and has the file analysed */
+        struct regs again = *r;
+        again.rdi = (uint64_t)a;
+        again.r10 |= 0x10;
+        __atomic_add_fetch(&STATE->unpatched, 1, __ATOMIC_RELAXED);
+        ask_gate(&again);
+    }
+    return done(r, a);
+}
+
+static NOINLINE int with_clone(struct regs *r)
+{
+    uint64_t flags = r->rdi;
+    if (r->rax == 435) {
+        if (!readable(r->rdi, 8))
+            return RUN;
+        flags = *(const uint64_t *)r->rdi;
+    }
+    /* a namespace of its own would leave the view (syscalls/process.py says the same) */
+    return flags & (CLONE_NEWNS | CLONE_NEWUSER) ? done(r, -EPERM) : RUN;
+}
+
+/* struct sockaddr: only AF_UNIX names files. */
+static int names_file(uint64_t address, uint64_t length)
+{
+    return address && length >= 2 && readable(address, 2) && *(const uint16_t *)address == 1;
+}
+
+static NOINLINE int with_address(struct regs *r, int flow)
+{
+    uint64_t address, length;
+    if (flow == UMVM_F_SENDMSG) {
+        if (!readable(r->rsi, 16))
+            return RUN;
+        address = *(const uint64_t *)r->rsi;
+        length = *(const uint32_t *)(r->rsi + 8);
+    } else if (flow == UMVM_F_SENDTO)
+        address = r->r8, length = r->r9;
+    else
+        address = r->rsi, length = r->rdx;
+    return names_file(address, length) ? ask(r) : RUN;
+}
+
+/* Calls in which /proc/self/exe means the program and not the loader. */
+static NOINLINE int with_exe(struct regs *r, const struct umvm_kind *k)
+{
+    int index = k->path[0];
+    switch (k->flow) {
+    case UMVM_F_READLINK:
+        return read_exe(r, index);
+    case UMVM_F_STAT:
+    case UMVM_F_FOLLOW:
+        if (k->flags >= 0 && k->nofollow & 1 && argument(r, k->flags) & AT_SYMLINK_NOFOLLOW)
+            return RUN;
+        return use_exe(r, index);
+    case UMVM_F_OPEN:
+        return k->flags >= 0 && argument(r, k->flags) & O_NOFOLLOW ? RUN : use_exe(r, index);
+    case UMVM_F_ACCESS:
+        return use_exe(r, index);
+    default:
+        return RUN;
+    }
+}
+
+static NOINLINE int with_ptrace(struct regs *r)
+{
+    STATE->traced = 1;
+    if (r->rdi == 0)
+        SELF->traced = 1;
+    return RUN;
+}
+
+static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
+{
+    struct part q;
+    if (k->path[0] >= 0 && may_be_exe(path_of(k, r, 0)) && own_exe(path_of(k, r, 0)))
+        return with_exe(r, k);
+    if (!ROUTE->active)
+        return k->flow == UMVM_F_MOVE ? with_move(r, k) : RUN;
+    switch (k->flow) {
+    case UMVM_F_STAT:
+        if (k->flags >= 0 && argument(r, k->flags) & AT_SYMLINK_NOFOLLOW)
+            return leads_nowhere(path_of(k, r, 0), dir_of(k, r, 0), &q) == NO ? RUN : ask(r);
+        return with_stat(r, k);
+    case UMVM_F_OPEN:
+        return with_open(r, k);
+    case UMVM_F_ACCESS:
+        return with_access(r, k);
+    case UMVM_F_FOLLOW:
+        return with_follow(r, k);
+    case UMVM_F_MOVE:
+        return with_move(r, k);
+    default:
+        return both_nowhere(r, k) ? RUN : ask(r);
+    }
+}
+
+__attribute__((used)) int decide(struct regs *r)
+{
+    uint32_t nr = (uint32_t)r->rax;
+    if (nr >= UMVM_MAX_NR)
+        return RUN;
+    if (nr == __NR_munmap || nr == __NR_mprotect || nr == __NR_mremap || nr == __NR_brk || nr == 329)
+        maps_changed();
+    const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
+    if (k->flow == UMVM_F_RUN)
+        return RUN;
+    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1)
+        return ask(r);
+    switch (k->flow) {
+    case UMVM_F_FD:
+        return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;
+    case UMVM_F_FDS:
+        return ROUTE->descriptors ? ask(r) : RUN;
+    case UMVM_F_ACTIVE:
+        return ROUTE->active ? ask(r) : RUN;
+    case UMVM_F_GATE:
+        return ask(r);
+    case UMVM_F_CHDIR:
+        return with_chdir(r, k);
+    case UMVM_F_FCHDIR:
+        return with_fchdir(r);
+    case UMVM_F_GETCWD:
+        return with_getcwd(r);
+    case UMVM_F_EXEC:
+        return with_exec(r);
+    case UMVM_F_MMAP:
+        return with_mmap(r);
+    case UMVM_F_CLONE:
+        return with_clone(r);
+    case UMVM_F_ADDRESS:
+    case UMVM_F_SENDTO:
+    case UMVM_F_SENDMSG:
+        return ROUTE->active ? with_address(r, k->flow) : RUN;
+    case UMVM_F_PTRACE:
+        return with_ptrace(r);
+    case UMVM_F_PRCTL:
+        return r->rdi == 4 /* PR_SET_DUMPABLE */ ? ask(r) : RUN;
+    case UMVM_F_HOOKED:
+        return RUN;
+    default:
+        return decide_path(r, k);
+    }
+}
+
+#include "loader.h"

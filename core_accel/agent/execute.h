@@ -1,0 +1,190 @@
+/* execve: a host program is run by executing the loader, which learns from a mailbox what to load.
+
+   The guest's argument and environment arrays go to the kernel untouched. Whatever isn't plainly a
+   64-bit program or a script for one is left to the kernel, which gives the right error or runs it
+   without loader and agent: then its calls arrive by notification. */
+#ifndef UMVM_AGENT_EXECUTE_H
+#define UMVM_AGENT_EXECUTE_H
+#include "paths.h"
+#include <linux/elf.h>
+
+enum { HEAD = 256, MAX_SCRIPTS = 5, EXECVE_CHECK = 0x10000, ST_NOEXEC = 8 };
+
+static void copy_text(volatile char *to, const char *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = from[i];
+    to[n] = 0;
+}
+
+static volatile struct umvm_mailbox *take_mailbox(void)
+{
+    uint32_t me = (uint32_t)SYS1(__NR_getpid, 0) + 1;
+    for (int round = 0; round < 2; round++)
+        for (uint32_t i = 0; i < UMVM_MAILBOXES; i++) {
+            volatile struct umvm_mailbox *m = &STATE->mailboxes[i];
+            uint32_t owner = m->owner;
+            if (owner && round && SYS2(__NR_kill, owner - 1, 0) != -ESRCH)
+                continue; /* in the second round those of the dead are taken */
+            if ((!owner || round) && __atomic_compare_exchange_n(&m->owner, &owner, me, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+                return m;
+        }
+    return 0;
+}
+
+static void give_mailbox(volatile struct umvm_mailbox *m) { __atomic_store_n(&m->owner, 0, __ATOMIC_RELEASE); }
+
+/* May the kernel execute this descriptor's file? */
+static int may_execute(int fd)
+{
+    struct {
+        uint64_t words[10], flags, spare[4];
+    } fs;
+    long r = SYS6(__NR_execveat, fd, "", 0, 0, AT_EMPTY_PATH | EXECVE_CHECK, 0);
+    if (r != -EINVAL)
+        return r == 0;
+    if (SYS4(439 /* faccessat2 */, fd, "", 1, AT_EMPTY_PATH | AT_EACCESS) < 0) /* before Linux 6.14 */
+        return 0;
+    return SYS2(__NR_fstatfs, fd, &fs) == 0 && !(fs.flags & ST_NOEXEC);
+}
+
+/* Opens a program of the host's and reads its first bytes: the count, or 0 if it isn't for us. */
+static long open_program(const char *path, char *head)
+{
+    int fd = (int)SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
+    long n = 0;
+    if (fd < 0)
+        return 0;
+    if (may_execute(fd))
+        n = SYS4(__NR_pread64, fd, head, HEAD, 0);
+    SYS1(__NR_close, fd);
+    return n > 4 ? n : 0;
+}
+
+static int is_program(const char *head, long n)
+{
+    const Elf64_Ehdr *e = (const Elf64_Ehdr *)head;
+    return n >= (long)sizeof *e && head[0] == 0x7f && head[1] == 'E' && head[2] == 'L' && head[3] == 'F' &&
+           head[4] == ELFCLASS64 && head[5] == ELFDATA2LSB && e->e_machine == EM_X86_64 &&
+           (e->e_type == ET_EXEC || e->e_type == ET_DYN) && e->e_phentsize == sizeof(Elf64_Phdr);
+}
+
+static int is_blank(char c) { return c == ' ' || c == '\t'; }
+
+/* Takes the first line of a script apart as fs/binfmt_script.c does: *name and *argument end with a NUL, in `head`.
+   0: not a script that can be run. */
+static int parse_script(char *head, long n, char **name, char **argument)
+{
+    long end = 2, at = 2;
+    while (end < n && head[end] != '\n')
+        end++;
+    if (end == n && n == HEAD) { /* cut off: allowed only in the argument */
+        long i = 2;
+        while (i < n && is_blank(head[i]))
+            i++;
+        while (i < n && !is_blank(head[i]) && head[i])
+            i++;
+        if (i == n)
+            return 0;
+        end = n - 1;
+    }
+    while (end > 2 && is_blank(head[end - 1]))
+        end--;
+    head[end] = 0;
+    while (is_blank(head[at]))
+        at++;
+    if (!head[at])
+        return 0;
+    *name = head + at;
+    while (head[at] && !is_blank(head[at]))
+        at++;
+    *argument = 0;
+    if (head[at]) {
+        head[at++] = 0;
+        while (is_blank(head[at]))
+            at++;
+        if (head[at])
+            *argument = head + at;
+    }
+    return 1;
+}
+
+/* Puts `word` before the `*used` bytes of the mailbox's words. 0: no room. */
+static int put_front(volatile struct umvm_mailbox *m, uint32_t *used, const char *word, size_t n)
+{
+    if (*used + n + 1 > sizeof m->front)
+        return 0;
+    for (uint32_t i = *used; i-- > 0;)
+        m->front[i + n + 1] = m->front[i];
+    copy_text(m->front, word, n);
+    *used += (uint32_t)n + 1;
+    m->count++;
+    return 1;
+}
+
+/* Fills the mailbox for the file that q names. NO: the kernel is to execute the file itself; ASK; 1: done. */
+static NOINLINE int prepare(volatile struct umvm_mailbox *m, const struct part *q, char *head)
+{
+    uint32_t used = 0;
+    m->count = 0;
+    copy_text(m->name, q->text, q->length);
+    copy_text(m->program, q->text, q->length);
+    for (int depth = 0; depth <= MAX_SCRIPTS; depth++) {
+        char *name, *argument;
+        struct part inner;
+        long n = open_program((const char *)m->program, head);
+        if (is_program(head, n))
+            return 1;
+        if (n < 4 || head[0] != '#' || head[1] != '!' || !parse_script(head, n, &name, &argument))
+            return NO;
+        if ((depth == 0 && !put_front(m, &used, (const char *)m->name, q->length)) ||
+            (argument && !put_front(m, &used, argument, text_length(argument))) ||
+            !put_front(m, &used, name, text_length(name)))
+            return NO;
+        if (ROUTE->active && follows_nowhere(name, AT_FDCWD, &inner) != NO)
+            return ASK;
+        copy_text(m->program, name, text_length(name));
+    }
+    return NO; /* ELOOP */
+}
+
+/* Is a debugger at work on this process? Only looked at once some guest has used ptrace. */
+static int is_traced(char *buffer, long size)
+{
+    if (SELF->traced)
+        return 1;
+    if (!STATE->traced)
+        return 0;
+    int fd = (int)SYS3(__NR_open, "/proc/self/status", O_RDONLY | O_CLOEXEC, 0);
+    long n = fd < 0 ? 0 : SYS3(__NR_read, fd, buffer, size);
+    if (fd >= 0)
+        SYS1(__NR_close, fd);
+    for (long i = 0; i + 12 < n; i++)
+        if (text_is(buffer + i, 11, "TracerPid:\t"))
+            return buffer[i + 11] != '0';
+    return 1;
+}
+
+/* execve of a path that was found to lead to a host file. Returns the kernel's error, 0 (the kernel is to run the
+   call itself) or 1 (ask). */
+static NOINLINE long execute_host(const struct part *q, uint64_t argv, uint64_t envp)
+{
+    struct slot *s = take_slot();
+    int what = NO;
+    long r = 0;
+    if (!s)
+        return 0;
+    volatile struct umvm_mailbox *m = is_traced(s->base, sizeof s->base) ? 0 : take_mailbox();
+    if (m)
+        what = prepare(m, q, s->base);
+    give_slot(s); /* now: a child of vfork can't after the exec */
+    if (what == 1) {
+        __atomic_add_fetch(&STATE->execs, 1, __ATOMIC_RELAXED);
+        cwd_changed(); /* a child of vfork may have looked at its own, which isn't its parent's */
+        r = SYS3(__NR_execve, m->loader, argv, envp);
+    }
+    if (m)
+        give_mailbox(m);
+    return what == ASK ? 1 : r;
+}
+#endif

@@ -1,0 +1,129 @@
+/* What guests and supervisor share: fixed addresses, the route area (guests only read it) and the state area.
+
+   Every guest has the loader's pages and these areas at the same addresses, below 2 GiB so that
+   `jmp *abs32` reaches them; the filter lets calls from UMVM_AGENT_BASE to UMVM_GATE pass. */
+#ifndef UMVM_AGENT_LAYOUT_H
+#define UMVM_AGENT_LAYOUT_H
+#include <stdint.h>
+
+#define UMVM_AGENT_BASE 0x70000000u
+#define UMVM_AGENT_MASK 0xff000000u /* calls from AGENT_BASE & MASK run, those from the gate's page ask */
+#define UMVM_SELF 0x70080000u       /* struct umvm_self, private to the process */
+#define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area, mapped read-only */
+#define UMVM_STATE 0x70200000u      /* struct umvm_state, shared and writable */
+#define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */
+#define UMVM_GATE 0x71000000u
+#define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
+
+#define UMVM_MAX_NR 512
+#define UMVM_ENV_STAMP 0x756d766d61676531ull /* changes with the layout */
+
+/* How the agent treats a call. */
+enum umvm_flow {
+    UMVM_F_RUN,     /* the kernel runs it */
+    UMVM_F_GATE,    /* always the supervisor's */
+    UMVM_F_ACTIVE,  /* the supervisor's while anything is served */
+    UMVM_F_FD,      /* … if the descriptor is served */
+    UMVM_F_FDS,     /* … while any descriptor is served */
+    UMVM_F_PATH,    /* one or two paths whose last component isn't followed */
+    UMVM_F_FOLLOW,  /* a path that is followed, unless `nofollow` bits are set in argument `flags` */
+    UMVM_F_STAT,    /* stat, newfstatat, statx */
+    UMVM_F_OPEN,
+    UMVM_F_ACCESS,
+    UMVM_F_READLINK,
+    UMVM_F_MOVE,    /* rename, link, symlink: afterwards a path may lead elsewhere */
+    UMVM_F_CHDIR,
+    UMVM_F_FCHDIR,
+    UMVM_F_GETCWD,
+    UMVM_F_EXEC,
+    UMVM_F_MMAP,
+    UMVM_F_CLONE,
+    UMVM_F_ADDRESS, /* connect, bind: by address family */
+    UMVM_F_SENDTO,
+    UMVM_F_SENDMSG,
+    UMVM_F_PTRACE,
+    UMVM_F_HOOKED,  /* the kernel's unless a module hooks it */
+    UMVM_F_PRCTL,
+};
+
+struct umvm_kind {
+    uint8_t flow;
+    int8_t fd;
+    int8_t path[2], dir[2];
+    int8_t flags;     /* index of the argument with AT_ or O_ flags, or −1 */
+    uint8_t nofollow; /* 1: AT_SYMLINK_NOFOLLOW in `flags` · 2: follows only with AT_SYMLINK_FOLLOW · 4: IN_DONT_FOLLOW */
+};
+
+struct umvm_text {
+    uint64_t dev, ino, size, mtime, ctime; /* the file, times in ns */
+    uint64_t offset, length;        /* of its executable segment in the file, whole pages */
+    uint64_t vaddr;                 /* of that offset; the stubs know addresses by it */
+    uint32_t stub, stub_length;     /* where the stubs are mapped; length 0: there is nothing to patch */
+    uint64_t copy_size;
+    char name[40];                  /* of the copy in the cache directory: text, then stubs */
+};
+
+enum {
+    UMVM_TEXTS = 4096,
+    UMVM_VIEW_ROOM = 16384,
+    UMVM_VIEWS = 12,
+    UMVM_MAILBOXES = 64,
+    UMVM_PREFIXES = 16384,
+};
+
+struct umvm_route_area {
+    uint64_t stamp;
+    uint64_t shadow_dev;
+    uint32_t shadow_len, owner;
+    char shadow[256];    /* how paths in the shadow directory begin, with a slash */
+    char cache[512];     /* directory of patched copies */
+    struct umvm_kind kinds[UMVM_MAX_NR];
+    uint64_t hooked[UMVM_MAX_NR / 64];
+    uint32_t active;     /* anything is served */
+    uint32_t descriptors;
+    uint64_t view;       /* guest address of the present struct umvm_view; 0: ask */
+    uint64_t names[16];  /* Bloom filter: last components that need a walk */
+    uint32_t texts_used, pad;
+    struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
+    char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
+};
+
+/* What an exec hands to the loader; the loader is executed by a name that tells which of these is meant. */
+struct umvm_mailbox {
+    uint32_t owner;      /* process id + 1 of who fills it; 0: free */
+    uint32_t count;      /* words in `front` */
+    char program[4096];  /* what to load */
+    char name[4096];     /* what was executed */
+    char front[8192];    /* takes the place of argv[0]: NUL-terminated words */
+    char loader[512];    /* the loader's name that means this mailbox; set once */
+};
+
+struct umvm_state {
+    uint64_t since;      /* what was verified at this time (in units) or before is void */
+    uint64_t cwd_epoch;  /* changes when any process may have come to stand somewhere else unseen */
+    uint64_t gated, walked, execs, loads, patched, unpatched; /* counters */
+    uint32_t traced;     /* some guest used ptrace */
+    uint32_t pad;
+    uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(4096)));
+    struct umvm_mailbox mailboxes[UMVM_MAILBOXES] __attribute__((aligned(4096)));
+};
+
+/* Private to a process; fork copies it, exec starts anew. */
+struct umvm_self {
+    void (*entry)(void); /* where stubs jump to */
+    char exe[4096];      /* canonical path of the program */
+    uint64_t cwd_epoch, cwd_hash;
+    uint64_t cwd_time;   /* when it was looked at, in units */
+    uint32_t cwd_ok;     /* 1: it was the host's */
+    uint32_t map_generation, pad;
+    uint32_t traced;
+    uint64_t (*clock)(int, void *);
+    uint64_t pages[256]; /* pages that were readable: number << 28 | generation */
+    uint64_t bases[UMVM_STUB_PAGES]; /* load bias of the file whose stubs begin in that page */
+};
+
+/* Verified paths: 40 bits of a hash and the time, as in hostlook.h. */
+#define UMVM_UNIT_MS 4
+#define UMVM_AGE 50u
+#define UMVM_TIME 0xFFFFFFull
+#endif

@@ -1,0 +1,36 @@
+from collections.abc import Iterable, Mapping, Sequence
+from typing import final
+
+AGENT_BASE: int
+AGENT_MASK: int
+GATE: int
+STUBS: int
+ENTRY: int
+BASES: int
+FLOWS: list[str]
+
+Kind = tuple[str, int, Sequence[int], Sequence[int], int, int]
+
+@final
+class Area:
+    directory: bytes
+    def __init__(
+        self, directory: bytes, shadow: bytes, cache: bytes, kinds: Mapping[int, Kind],
+        mode: int = 0o600,
+    ) -> None: ...
+    def set_view(self, points: Iterable[tuple[bytes, int]], names: Iterable[bytes]) -> None: ...
+    def set_descriptors(self, count: int, active: bool) -> None: ...
+    def set_hooks(self, numbers: Iterable[int]) -> None: ...
+    def forget(self) -> None: ...
+    def cwd_moved(self) -> None: ...
+    def add_text(
+        self, key: tuple[int, int, int, int, int, int], length: int, vaddr: int, stub: int,
+        stub_length: int, copy_size: int, name: bytes,
+    ) -> bool: ...
+    def put(
+        self, owner: int, program: bytes, name: bytes, front: Sequence[bytes]
+    ) -> bytes | None: ...
+    def exe(self, pid: int) -> bytes: ...
+    def counts(self) -> dict[str, int]: ...
+
+def text_hash(text: bytes) -> int: ...

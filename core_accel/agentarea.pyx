@@ -1,0 +1,325 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""What a VM shares with the agents in its guests: two files that every guest maps (agent/layout.h)."""
+import mmap
+import os
+
+cimport cython
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cdef extern from "kernel.h":
+    uint64_t umvm_now_ms() nogil
+    long umvm_copy(int tid, void *here, uint64_t there, size_t size, int to_guest) nogil
+
+cdef extern from "pathwalk.h":
+    struct umvm_view:
+        pass
+    size_t umvm_view_bytes(uint32_t count, size_t text) nogil
+    umvm_view *umvm_view_make(void *memory, const char **points, const uint32_t *lens,
+                              const uint32_t *ids, uint32_t count, uint32_t detached,
+                              const char *root, uint32_t root_len) nogil
+
+cdef extern from "agent/layout.h":
+    const uint32_t UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE, UMVM_ROUTE, UMVM_STUBS, UMVM_SELF
+    const int UMVM_VIEWS, UMVM_VIEW_ROOM, UMVM_TEXTS, UMVM_MAILBOXES, UMVM_MAX_NR
+    const uint64_t UMVM_ENV_STAMP
+    struct umvm_kind:
+        uint8_t flow
+        int8_t fd
+        int8_t path[2]
+        int8_t dir[2]
+        int8_t flags
+        uint8_t nofollow
+    struct umvm_text:
+        uint64_t dev
+        uint64_t ino
+        uint64_t size
+        uint64_t mtime
+        uint64_t ctime
+        uint64_t offset
+        uint64_t length
+        uint64_t vaddr
+        uint32_t stub
+        uint32_t stub_length
+        uint64_t copy_size
+        char name[40]
+    struct umvm_route_area:
+        uint64_t stamp
+        uint64_t shadow_dev
+        uint32_t shadow_len
+        uint32_t owner
+        char shadow[256]
+        char cache[512]
+        umvm_kind kinds[512]
+        uint64_t hooked[8]
+        uint32_t active
+        uint32_t descriptors
+        uint64_t view
+        uint64_t names[16]
+        uint32_t texts_used
+        umvm_text texts[4096]
+        char views[12][16384]
+    struct umvm_mailbox:
+        uint32_t owner
+        uint32_t count
+        char program[4096]
+        char name[4096]
+        char front[8192]
+        char loader[512]
+    struct umvm_state:
+        uint64_t since
+        uint64_t cwd_epoch
+        uint64_t gated
+        uint64_t walked
+        uint64_t execs
+        uint64_t loads
+        uint64_t patched
+        uint64_t unpatched
+        uint32_t traced
+        umvm_mailbox mailboxes[64]
+    struct umvm_self:
+        void *entry
+        char exe[4096]
+        uint64_t bases[1]
+    const int UMVM_UNIT_MS
+
+cdef extern from "stddef.h":
+    pass
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    static const unsigned long umvm_exe_at = UMVM_SELF + offsetof(struct umvm_self, exe);
+    static const unsigned long umvm_bases_at = UMVM_SELF + offsetof(struct umvm_self, bases);
+    /* Makes the pointers in a view fit for memory `shift` bytes on. */
+    static void umvm_view_shift(struct umvm_view *v, long shift)
+    {
+        struct umvm_mount *m = (struct umvm_mount *)v->mounts;
+        for (uint32_t i = 0; i < v->count; i++)
+            m[i].point += shift;
+        v->mounts = (void *)((char *)v->mounts + shift);
+        v->slots = (void *)((char *)v->slots + shift);
+        v->root += shift;
+    }
+    """
+    void umvm_view_shift(umvm_view *, long shift) nogil
+    const unsigned long umvm_exe_at, umvm_bases_at
+
+AGENT_BASE, AGENT_MASK, GATE = UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE
+STUBS, ENTRY, BASES = UMVM_STUBS, UMVM_SELF, umvm_bases_at
+FLOWS = (
+    "run gate active fd fds path follow stat open access readlink move chdir fchdir getcwd exec mmap "
+    "clone address sendto sendmsg ptrace hooked prctl"
+).split()
+
+cdef uint64_t _mix(uint64_t h, uint64_t word) noexcept:
+    h = (h ^ word) * <uint64_t>0x9E3779B97F4A7C15
+    return h ^ h >> 29
+
+
+cdef uint64_t _hash(bytes text):
+    """hash_text of agent/base.h."""
+    cdef const unsigned char *s = text
+    cdef Py_ssize_t n = len(text), i
+    cdef uint64_t h = 0, word
+    while n >= 8:
+        memcpy(&word, s, 8)
+        h = _mix(h, word)
+        s += 8
+        n -= 8
+    word = n
+    for i in range(n):
+        word = word << 8 | s[i]
+    return _mix(h, word) * <uint64_t>0x9E3779B97F4A7C15
+
+
+@cython.final
+cdef class Area:
+    """The two shared files, `DIR/route` (guests read it) and `DIR/state`, mapped here."""
+    cdef umvm_route_area *route
+    cdef umvm_state *state
+    cdef object _maps
+    cdef int _turn
+    cdef readonly bytes directory
+
+    def __cinit__(self, bytes directory not None, bytes shadow not None, bytes cache not None,
+                  kinds, uint32_t mode=0o600):
+        """Make the files in ``directory``; ``shadow`` is how its paths begin, ``cache`` where patched
+        copies are, ``kinds`` maps a call's number to (flow, fd, paths, dirs, flags, nofollow)."""
+        cdef unsigned char[::1] view
+        cdef int nr, i
+        if len(shadow) >= 200 or len(cache) >= 500:
+            raise OSError(36, os.strerror(36))
+        self.directory = directory
+        self._maps = []
+        for name, size, bits in ((b"route", sizeof(umvm_route_area), mode & 0o644),
+                                 (b"state", sizeof(umvm_state), mode)):
+            fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.ftruncate(fd, size)
+                os.fchmod(fd, bits)
+                self._maps.append(mmap.mmap(fd, size))
+                device = os.fstat(fd).st_dev
+            finally:
+                os.close(fd)
+        view = self._maps[0]
+        self.route = <umvm_route_area *>&view[0]
+        view = self._maps[1]
+        self.state = <umvm_state *>&view[0]
+        self.route.shadow_dev = device
+        self.route.shadow_len = len(shadow)
+        self.route.owner = os.geteuid()
+        memcpy(self.route.shadow, <const char *>shadow, len(shadow))
+        memcpy(self.route.cache, <const char *>cache, len(cache))
+        for nr in range(UMVM_MAX_NR):
+            self.route.kinds[nr].fd = self.route.kinds[nr].flags = -1
+            self.route.kinds[nr].path[0] = self.route.kinds[nr].path[1] = -1
+            self.route.kinds[nr].dir[0] = self.route.kinds[nr].dir[1] = -1
+        for number, (flow, fd, paths, dirs, flags, nofollow) in kinds.items():
+            nr = number
+            self.route.kinds[nr].flow = FLOWS.index(flow)
+            self.route.kinds[nr].fd = fd
+            self.route.kinds[nr].flags = flags
+            self.route.kinds[nr].nofollow = nofollow
+            for i in range(len(paths)):
+                self.route.kinds[nr].path[i] = paths[i]
+                self.route.kinds[nr].dir[i] = dirs[i]
+        for i in range(UMVM_MAILBOXES):
+            text = b"%sl/%02d" % (shadow, i)
+            memcpy(self.state.mailboxes[i].loader, <const char *>text, len(text))
+        self.route.stamp = UMVM_ENV_STAMP
+
+    def set_view(self, points, names):
+        """The mount points [(path, id)] in mount order; ``names`` are further last components that
+        agents have to look at closely. What they had verified is void afterwards."""
+        cdef const char *texts[256]
+        cdef uint32_t lens[256]
+        cdef uint32_t ids[256]
+        cdef uint32_t n = 0, i
+        cdef size_t size = 0
+        cdef uint64_t h, there
+        cdef uint64_t[16] filter
+        cdef umvm_view *v
+        cdef char *memory
+        keep = [(bytes(path), ident) for path, ident in points]
+        served = any(ident > 1 for _, ident in keep)
+        plain = not any(ident > 1 and path.rstrip(b"/") == b"" for path, ident in keep)
+        memset(filter, 0, sizeof(filter))
+        for name in [path.rstrip(b"/").rsplit(b"/", 1)[-1] for path, _ in keep] + list(names):
+            h = _hash(name)
+            filter[h >> 6 & 15] |= <uint64_t>1 << (h & 63)
+            filter[h >> 16 & 15] |= <uint64_t>1 << (h >> 10 & 63)
+        for i in range(16):
+            self.route.names[i] |= filter[i]
+        there = 0
+        if plain and len(keep) < 256:
+            for path, ident in keep:
+                texts[n] = path
+                lens[n] = len(path)
+                ids[n] = ident
+                size += len(path)
+                n += 1
+            size = umvm_view_bytes(n, size)
+            if size <= <size_t>UMVM_VIEW_ROOM:
+                self._turn = (self._turn + 1) % UMVM_VIEWS
+                memory = self.route.views[self._turn]
+                memset(memory, 0, UMVM_VIEW_ROOM)
+                v = umvm_view_make(memory, texts, lens, ids, n, n, b"", 0)
+                there = UMVM_ROUTE + (memory - <char *>self.route)
+                umvm_view_shift(v, <long>there - <long>memory)
+        self.route.view = there
+        if served:
+            self.route.active = 1
+        self.forget()
+        for i in range(16):
+            self.route.names[i] = filter[i]
+        self.route.active = served or self.route.descriptors > 0
+
+    def set_descriptors(self, uint32_t count, active):
+        """How many served descriptors are open; whether anything is served at all."""
+        self.route.descriptors = count
+        self.route.active = 1 if active or count else 0
+
+    def set_hooks(self, numbers):
+        """The calls that are always the supervisor's."""
+        cdef uint64_t bits[8]
+        memset(bits, 0, sizeof(bits))
+        for nr in numbers:
+            bits[nr // 64] |= <uint64_t>1 << (nr % 64)
+        for i in range(8):
+            self.route.hooked[i] = bits[i]
+
+    def forget(self):
+        """A path may lead elsewhere from now on."""
+        self.state.since = umvm_now_ms() // UMVM_UNIT_MS + 2
+
+    def cwd_moved(self):
+        """A process may stand in another directory without its agent knowing."""
+        self.state.cwd_epoch += 1
+
+    def add_text(self, key, length, vaddr, stub, stub_length, copy_size, bytes name):
+        """Tell agents of a patched file; ``key`` is (dev, ino, size, mtime_ns, ctime_ns, offset).
+        ``stub_length`` 0: it was looked at and stays as it is. False: the table is full."""
+        cdef uint64_t h
+        cdef umvm_text *t
+        cdef int i
+        dev, ino, size, mtime, ctime, offset = key
+        if self.route.texts_used >= UMVM_TEXTS * 3 // 4:
+            return False
+        h = _mix(_mix(dev, ino), offset >> 12)
+        for i in range(UMVM_TEXTS):
+            t = &self.route.texts[(h + i) % UMVM_TEXTS]
+            if t.ino == 0 or (t.dev == dev and t.ino == ino and t.offset == offset):
+                break
+        if t.ino == 0:
+            self.route.texts_used += 1
+        t.ino = 0
+        t.dev, t.size, t.mtime, t.ctime, t.offset = dev, size, mtime, ctime, offset
+        t.length, t.vaddr, t.copy_size = length, vaddr, copy_size
+        t.stub, t.stub_length = stub, stub_length
+        memset(t.name, 0, 40)
+        memcpy(t.name, <const char *>name, min(len(name), 39))
+        t.ino = ino
+        return True
+
+    def put(self, uint32_t owner, bytes program, bytes name, front):
+        """Fill a free mailbox for a process that executes the loader; the loader's path for it.
+        None: there is none, or what it is told doesn't fit."""
+        cdef int i
+        cdef umvm_mailbox *m = NULL
+        words = b"".join(word + b"\0" for word in front)
+        if len(program) > 4095 or len(name) > 4095 or len(words) > 8192:
+            return None
+        for i in range(UMVM_MAILBOXES):
+            if self.state.mailboxes[i].owner == 0:
+                m = &self.state.mailboxes[i]
+                m.owner = owner + 1
+                break
+        else:
+            return None
+        memcpy(m.program, <const char *>program, len(program) + 1)
+        memcpy(m.name, <const char *>name, len(name) + 1)
+        memcpy(m.front, <const char *>words, len(words))
+        m.count = len(front)
+        return <bytes>m.loader
+
+    def exe(self, int pid):
+        """The program of a process that the loader loaded. OSError: it can't be read."""
+        cdef char text[4096]
+        cdef long n = umvm_copy(pid, text, umvm_exe_at, 4096, 0)
+        if n < 4096:
+            raise OSError(-n if n < 0 else 14, "not loaded by umvm")
+        text[4095] = 0
+        return <bytes>text
+
+    def counts(self):
+        """What agents did: asked, walked, executed, loaded, mappings patched and not patched."""
+        return {"gated": self.state.gated, "walked": self.state.walked, "execs": self.state.execs,
+                "loads": self.state.loads, "patched": self.state.patched,
+                "unpatched": self.state.unpatched}
+
+
+def text_hash(bytes text not None):
+    """The hash that agents use for names (for tests)."""
+    return _hash(text)

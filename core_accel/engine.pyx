@@ -1,0 +1,196 @@
+# cython: language_level=3, auto_pickle=False, autotestdict=False
+"""Receives notifications on worker threads; passes unclaimed calls through without the GIL."""
+import logging
+import threading
+
+cimport cython
+from libc.errno cimport EIO
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from core_accel.pathwalk cimport seen_dirs
+from core_accel.request cimport (
+    Reply, Request, Restarts, make_reply, make_request, resume, seccomp_notif, send,
+)
+from core_accel.request import Reply as _Reply, Restarts as _Restarts
+
+cdef extern from "kernel.h":
+    int ioctl(int, unsigned long, ...) nogil
+    unsigned long SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
+    int umvm_receive(int listener, seccomp_notif *request) nogil
+    int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run) nogil
+
+cdef extern from "route.h":
+    struct umvm_router:
+        int mounts
+        int descriptors
+        int virtual_cwd
+        uint64_t claimed
+        uint64_t passed
+    struct umvm_call_kind:
+        uint8_t always
+        uint8_t hooked
+        int8_t fd
+        int8_t path[2]
+        int8_t dirfd[2]
+    int umvm_route_set_view(umvm_router *, const char **points, const uint32_t *ids, int count) nogil
+    int umvm_route_set_shadow(umvm_router *, const char *prefix) nogil
+    int umvm_route(umvm_router *, const umvm_call_kind *, const seccomp_notif *) nogil
+    void umvm_route_forget() nogil
+    void umvm_route_share(void *seen) nogil
+
+log = logging.getLogger(__name__)
+umvm_route_share(seen_dirs())  # one memory of host directories for both walks
+
+cdef enum:
+    ERROR = 2
+    RUN = 0
+    MAX_NR = 512
+    MAX_WORKERS = 256
+
+
+@cython.final
+cdef class Engine:
+    """Worker threads on every listener of one VM."""
+    cdef umvm_router router
+    cdef umvm_call_kind kinds[MAX_NR]
+    cdef object handler
+    cdef object on_gone
+    cdef Restarts restarts
+    cdef dict idle
+    cdef object lock
+    cdef int workers
+    cdef Reply run
+
+    def __cinit__(self, kinds, handler, on_gone):
+        cdef int nr
+        memset(&self.router, 0, sizeof(self.router))
+        for nr in range(MAX_NR):
+            memset(&self.kinds[nr], 0, sizeof(umvm_call_kind))
+            self.kinds[nr].fd = self.kinds[nr].path[0] = self.kinds[nr].path[1] = -1
+            self.kinds[nr].dirfd[0] = self.kinds[nr].dirfd[1] = -1
+        for number, (always, fd, paths, dirfds) in kinds.items():
+            nr = number
+            self.kinds[nr].always = always
+            self.kinds[nr].fd = fd
+            for i in range(len(paths)):
+                self.kinds[nr].path[i] = paths[i]
+                self.kinds[nr].dirfd[i] = dirfds[i]
+        self.handler = handler
+        self.on_gone = on_gone
+        self.restarts = _Restarts()
+        self.idle = {}
+        self.lock = threading.Lock()
+        self.workers = 0
+        self.run = _Reply.run()
+        self.set_view([(b"/", 0)])
+
+    def add_listener(self, int fd, int workers=2):
+        """Serve the notifications that arrive on seccomp listener ``fd``; owned from now on."""
+        ioctl(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
+        with self.lock:
+            self.idle[fd] = 0
+        for _ in range(workers):
+            self._start(fd)
+
+    def _start(self, fd):
+        with self.lock:
+            self.workers += 1
+            self.idle[fd] += 1
+        threading.Thread(target=self._work, args=(fd,), daemon=True, name="umvm-worker").start()
+
+    def set_view(self, points):
+        """The mount points ``[(path, id)]``; ids from 2 up are served. OSError(ENOSPC)."""
+        cdef const char *names[256]
+        cdef uint32_t ids[256]
+        cdef int n = 0, r
+        keep = list(points)
+        if len(keep) > 255:
+            raise OSError(28, "too many mounts")
+        for path, ident in keep:
+            names[n] = path
+            ids[n] = ident
+            n += 1
+        r = umvm_route_set_view(&self.router, names, ids, n)
+        if r < 0:
+            raise OSError(-r, "mount table")
+
+    def set_shadow(self, bytes prefix):
+        """Descriptors and working directories whose link starts with ``prefix`` are ours."""
+        umvm_route_set_shadow(&self.router, prefix)
+
+    def set_state(self, int descriptors, int virtual_cwd):
+        """How many served descriptors are open; whether a process may stand in a mount."""
+        self.router.descriptors = descriptors
+        self.router.virtual_cwd = virtual_cwd
+
+    def set_hooks(self, numbers):
+        """The calls that are always handed to the handler."""
+        cdef int nr
+        wanted = set(numbers)
+        for nr in range(MAX_NR):
+            self.kinds[nr].hooked = nr in wanted
+
+    def forget_paths(self):
+        """Drop what is known of host directories (after a rename or removal)."""
+        umvm_route_forget()
+
+    def counts(self):
+        """(calls passed through in C, calls handed to Python, worker threads)."""
+        return self.router.passed, self.router.claimed, self.workers
+
+    def _work(self, int fd):
+        cdef seccomp_notif q
+        cdef int r
+        while True:
+            with nogil:
+                while True:
+                    r = umvm_receive(fd, &q)
+                    if r < 0:
+                        break
+                    if (<unsigned int>q.data.nr < MAX_NR and self.restarts.pending == 0
+                            and umvm_route(&self.router, &self.kinds[q.data.nr], &q) == 0):
+                        self.router.passed += 1
+                        umvm_answer(fd, q.id, 0, 0, 1)
+                        continue
+                    break
+            if r < 0:
+                self._ended(fd)
+                return
+            self.router.claimed += 1
+            self._claimed(fd, &q)
+
+    cdef _claimed(self, int fd, seccomp_notif *q):
+        cdef Request request = make_request(fd, q, self.restarts)
+        cdef Reply reply
+        if self.restarts.pending:
+            if resume(request):
+                return
+            if umvm_route(&self.router, &self.kinds[request.nr], q) == 0:
+                send(request, self.run)
+                return
+        with self.lock:
+            free = self.idle.get(fd, 0) - 1
+            self.idle[fd] = free
+            more = free == 0 and self.workers < MAX_WORKERS
+        if more:
+            self._start(fd)
+        try:
+            answer = self.handler(request)
+            reply = self.run if answer is None else answer
+        except OSError as error:
+            number = error.errno
+            reply = make_reply(ERROR, number if number and number > 0 else EIO, False)
+        except BaseException:
+            log.exception("handling %r", request)
+            reply = make_reply(ERROR, EIO, False)
+        send(request, reply)
+        with self.lock:
+            self.idle[fd] += 1
+
+    def _ended(self, int fd):
+        with self.lock:
+            self.workers -= 1
+            known = self.idle.pop(fd, None)
+        if known is not None:
+            self.on_gone(fd)

@@ -1,0 +1,44 @@
+"""What others of core_accel need of a Request. Mirrors linux/seccomp.h of Linux 6.6."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef extern from "kernel.h":
+    struct seccomp_data:
+        int nr
+        uint32_t arch
+        uint64_t instruction_pointer
+        uint64_t *args
+    struct seccomp_notif:
+        uint64_t id
+        uint32_t pid
+        uint32_t flags
+        seccomp_data data
+
+
+cdef class Reply:
+    cdef readonly int kind
+    cdef readonly object number
+    cdef readonly bint cloexec
+
+
+cdef class Restarts:
+    cdef dict calls
+    cdef int pending
+    cdef add(self, tid, entry)
+    cdef drop(self, tid)
+
+
+cdef class Request:
+    cdef readonly int nr
+    cdef readonly int tid
+    cdef readonly tuple args
+    cdef readonly object ip
+    cdef int listener
+    cdef uint64_t id
+    cdef Restarts restarts
+
+
+cdef Reply make_reply(int kind, number, bint cloexec)
+cdef Request make_request(int listener, const seccomp_notif *q, Restarts restarts)
+cdef bint resume(Request q) except -1
+cdef void send(Request q, Reply r)

@@ -1,0 +1,59 @@
+"""The entry point of the `umvm` command: `umvm run` starts without click, the rest with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+PROGRAM = "umvm"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command line and exit with its status: never returns."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(invoke(arguments))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line; an error becomes one line on stderr and the status returned."""
+    if arguments[:1] == ["run"]:
+        from umvm import run_cli
+
+        values = run_cli.read(arguments[1:])
+        if values is not None:
+            return guarded(lambda: run_cli.run(**values))
+    from umvm import cli
+
+    return cli.invoke(arguments)
+
+
+def guarded(task: Callable[[], int]) -> int:
+    """Run a task; an error that operators may meet becomes one line on stderr and its status."""
+    from umvm.errors import UmvmError, exit_code_of, in_a_line
+
+    try:
+        status = task()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except UmvmError as error:
+        return complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
+        return 128 + 13
+    except OSError as error:
+        return complain(in_a_line(error), exit_code_of(error.errno))
+    return status
+
+
+def complain(message: str, code: int) -> int:
+    """Print an error as one line and return its exit status."""
+    text = " ".join(message.split())
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

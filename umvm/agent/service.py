@@ -1,0 +1,100 @@
+"""The supervisor's side of the agent: the shared areas, the loader, and what executes through it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import core_accel
+from core_accel import agentarea
+from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
+
+MAILBOXES = 64
+EM_X86_64 = 62
+
+
+def loader_file() -> Path:
+    """The loader as it was built; not a Python module, in spite of its name."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return Path(core_accel.__file__).with_name(f"_agent{suffix}")
+
+
+def available() -> str | None:
+    """Why there can be no agent here; None: there can."""
+    if os.uname().machine != "x86_64":
+        return f"the agent is made for x86-64, this is {os.uname().machine}"
+    if not loader_file().is_file():
+        return "the loader was not built"
+    return None
+
+
+class Agent:
+    """What one VM tells the agents in its guests, in the directory `l` of its shadow directory."""
+
+    def __init__(self, shadow: bytes, cache: bytes) -> None:
+        """`shadow`: the VM's directory; `cache`: where patched copies lie, absolute.
+
+        **Errors** OSError: no such directory, no room.
+        """
+        self.shadow = shadow
+        private = os.geteuid() != 0
+        links = shadow + b"/l"
+        os.mkdir(links, 0o700 if private else 0o711)
+        os.chmod(links, 0o700 if private else 0o711)
+        first = links + b"/00"
+        shutil.copyfile(os.fsencode(loader_file()), first)
+        os.chmod(first, 0o700 if private else 0o755)
+        for number in range(1, MAILBOXES):
+            os.link(first, links + b"/%02d" % number)
+        mode = 0o600 if private else 0o666
+        self.area = agentarea.Area(shadow, shadow + b"/", cache, AGENT_KINDS, mode)
+
+    def set_view(self, points: Iterable[tuple[bytes, int]]) -> None:
+        """Tell the mount points, as `Engine.set_view`."""
+        self.area.set_view(points, ODD_NAMES)
+
+    def load(self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = ()) -> bytes | None:
+        """What process `pid` is to execute so that `program` runs with the agent.
+
+        `program` and all on the way is the host's; `name`: what was executed; `front` takes the place
+        of argv[0] (a script's words). None: it is better executed as it is.
+        """
+        if not runnable(program):
+            return None
+        return self.area.put(pid, program, name, front)
+
+    def exe(self, pid: int, link: bytes) -> bytes:
+        """The target of /proc/`pid`/exe as it would be without the loader."""
+        if not link.startswith(self.shadow + b"/l/"):
+            return link
+        try:
+            return self.area.exe(pid)
+        except OSError:
+            return link
+
+
+def runnable(path: bytes) -> bool:
+    """Is this a 64-bit program that the loader can open and we may execute?"""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if os.statvfs(fd).f_flag & os.ST_NOEXEC or not os.access(path, os.X_OK, effective_ids=True):
+            return False
+        head = os.pread(fd, 64, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+        return False
+    kind, machine = struct.unpack_from("<HH", head, 16)
+    return kind in (2, 3) and machine == EM_X86_64
+
+
+__all__ = ["Agent", "available", "loader_file", "runnable"]

@@ -1,0 +1,1 @@
+"""The control socket: how `umvm mount`, `insmod`, `ps`… reach a running supervisor."""

@@ -1,0 +1,151 @@
+"""What a control client can ask of a VM: one function a verb, looked up in one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from umvm.errors import UsageError
+
+Args = dict[str, Any]
+
+
+def dispatch(vm: Any) -> Callable[[str, Args, list[int]], object]:
+    """Return the dispatcher of `vm` for `Server`."""
+
+    def answer(verb: str, args: Args, fds: list[int]) -> object:
+        handler = VERBS.get(verb)
+        if handler is None:
+            raise UsageError(f"unknown verb {verb!r}")
+        try:
+            return handler(vm, _Arguments(args), fds)
+        except _Missing as error:
+            raise UsageError(f"{verb}: argument {error} is missing or malformed") from None
+
+    return answer
+
+
+class _Missing(Exception):
+    """An argument isn't there, or has the wrong type."""
+
+
+class _Arguments(Args):
+    """The arguments of one request, checked as they are taken."""
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise _Missing(key)
+        return value
+
+    def path(self, key: str) -> bytes:
+        """An absolute path; relative ones are taken from the client's `cwd`."""
+        cwd = self.text("cwd") if "cwd" in self else "/"
+        try:
+            path = os.fsencode(os.path.join(cwd, self.text(key)))
+        except UnicodeEncodeError:
+            raise _Missing(key) from None
+        if b"\0" in path or not path.startswith(b"/"):
+            raise _Missing(key)
+        return path
+
+    def flag(self, key: str) -> bool:
+        return bool(self.get(key, False))
+
+    def options(self) -> dict[str, str]:
+        value = self.get("options") or {}
+        if not isinstance(value, dict):
+            raise _Missing("options")
+        return {str(key): str(item) for key, item in value.items()}
+
+
+def _insmod(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    info = vm.manager.load(args.text("spec"), args.options(), permanent=args.flag("permanent"))
+    return info._asdict()
+
+
+def _rmmod(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    vm.manager.unload(args.text("name"), force=args.flag("force"))
+    return None
+
+
+def _reload(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    return vm.manager.reload(args.text("name"))._asdict()
+
+
+def _lsmod(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    return [info._asdict() for info in vm.manager.list()]
+
+
+def _mount(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    vm.mount(args.text("type"), args.text("source"), args.path("target"), args.options())
+    return None
+
+
+def _fuse_serve(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    """Mount what a guest serves over descriptor 0 (umvm.standin)."""
+    from umvm.standin.remote import serve
+
+    serve(vm, args.text("source"), args.path("target"), args.options(), fds)
+    return None
+
+
+def _umount(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    vm.umount(args.path("target"), args.flag("force"), args.flag("lazy"))
+    return None
+
+
+def _mounts(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    return [_plain(mount) for mount in vm.mounts()]
+
+
+def _ps(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    return [_plain(process) for process in vm.processes()]
+
+
+def _info(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    from umvm._version import __version__
+
+    return {
+        "version": __version__,
+        "environment": getattr(vm, "environment", {}),
+        "name": getattr(vm, "name", None),
+        "pid": os.getpid(),
+        "processes": len(vm.processes()),
+        "mounts": len(vm.mounts()),
+        "modules": [info.name for info in vm.manager.list()],
+    }
+
+
+def _attach(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    """Serve one more process tree: descriptor 0 is its seccomp listener."""
+    taken = fds[:]
+    fds.clear()
+    return vm.attach(dict(args), taken)
+
+
+def _shutdown(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    vm.shutdown()
+    return None
+
+
+VERBS: dict[str, Callable[[Any, _Arguments, list[int]], object]] = {
+    "insmod": _insmod,
+    "rmmod": _rmmod,
+    "reload": _reload,
+    "lsmod": _lsmod,
+    "mount": _mount,
+    "fuse_serve": _fuse_serve,
+    "umount": _umount,
+    "mounts": _mounts,
+    "ps": _ps,
+    "info": _info,
+    "attach": _attach,
+    "shutdown": _shutdown,
+}
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Make a row that JSON can carry: byte strings become text, as os.fsdecode does."""
+    return {k: os.fsdecode(v) if isinstance(v, bytes) else v for k, v in row.items()}

@@ -1,0 +1,1 @@
+"""What the supervisor knows of guests: processes, mounts, open file descriptions."""

@@ -1,0 +1,112 @@
+"""Copies of served programs, made when they are executed.
+
+A program that the kernel is to execute must be a file that nobody has open for writing, so it can't be
+the node's own. A copy `x/ID/NAME` in the shadow directory has the program's name, since the kernel takes
+a process's name from it; copies are kept for the next execution until the file changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import threading
+from typing import NamedTuple
+
+from umvm.guest.mounts import Mount
+from umvm.guest.shadow import Shadow
+from umvm.interfaces.filesystem import Attr
+
+KEPT = 64
+"""Copies kept; the kernel keeps the content of a deleted one while it runs."""
+PIECE = 1 << 20
+
+
+class Image(NamedTuple):
+    """A copy of a program."""
+
+    mount: Mount
+    path: bytes
+    version: tuple[int, int, int, int]
+    file: bytes
+    deleted: bool = False
+    directory: bool = False
+
+
+class Images:
+    """The copies of one VM."""
+
+    def __init__(self, shadow: Shadow) -> None:
+        self._base = shadow.path + b"/x"
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._known: dict[tuple[int, bytes], Image] = {}
+        self._by_id: dict[bytes, Image] = {}
+
+    def get(self, mount: Mount, path: bytes, attr: Attr) -> bytes:
+        """The path of an executable copy of a served file. OSError: it can't be read."""
+        version = (attr.ino, attr.size, attr.mtime_ns, attr.ctime_ns)
+        with self._lock:
+            known = self._known.pop((mount.ident, path), None)
+            if known is not None and known.version == version:
+                self._known[mount.ident, path] = known
+                return known.file
+            if known is not None:
+                self._drop(known)
+            while len(self._known) >= KEPT:
+                self._drop(self._known.pop(next(iter(self._known))))
+        ident = b"%d" % next(self._ids)
+        file = os.path.join(self._base, ident, os.path.basename(path) or b"program")
+        os.mkdir(os.path.dirname(file), 0o711)
+        _copy(mount, path, file, attr)
+        image = Image(mount, path, version, file)
+        with self._lock:
+            self._known[mount.ident, path] = image
+            self._by_id[ident] = image
+        return file
+
+    def named(self, link: bytes) -> Image | None:
+        """The image that a /proc/PID/exe link names; it may be one that was dropped."""
+        if not link.startswith(self._base + b"/"):
+            return None
+        return self._by_id.get(link[len(self._base) + 1 :].split(b"/", 1)[0])
+
+    def running(self, mount: Mount, path: bytes) -> bool:
+        """Is a served file being executed? Opening it for writing is ETXTBSY then."""
+        image = self._known.get((mount.ident, path))
+        if image is None:
+            return False
+        try:
+            os.close(os.open(image.file, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno == errno.ETXTBSY
+        return False
+
+    def forget(self, mount: Mount) -> None:
+        """Delete the copies of a mount's programs."""
+        with self._lock:
+            for key, image in list(self._known.items()):
+                if image.mount is mount:
+                    self._drop(self._known.pop(key))
+
+    def _drop(self, image: Image) -> None:
+        shutil.rmtree(os.path.dirname(image.file), ignore_errors=True)
+
+
+def _copy(mount: Mount, path: bytes, file: bytes, attr: Attr) -> None:
+    fh = mount.fs.open(path, os.O_RDONLY)
+    try:
+        out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+        try:
+            at = 0
+            while at < attr.size:
+                data = mount.fs.read(path, fh, min(PIECE, attr.size - at), at)
+                if not data:
+                    break
+                at += os.pwrite(out, data, at)
+            os.fchmod(out, 0o755)
+        finally:
+            os.close(out)
+    finally:
+        mount.fs.release(path, fh)

@@ -1,0 +1,74 @@
+"""Facts about guest processes that their children inherit: changed ids, the network stack in use.
+
+They are kept where fork(2) and execve(2) pass them on: in the process itself. The kernel gives each
+process limits of its own, which children copy, and one of them, RLIMIT_LOCKS, has had no effect since
+Linux 2.4 (getrlimit(2)). Its soft limit holds the number of a record; a process without a mark has
+what it had before, as a rule RLIM_INFINITY. So nothing has to be learnt of forks, and no number of a
+process that ended can be mistaken for another's. A guest that sets this limit loses its marks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+RLIMIT_LOCKS = 10
+MARKED = 0x756D766D << 32
+"""A soft limit of this and less than `MAX_RECORDS` more is a mark."""
+MAX_RECORDS = 1 << 16
+
+Record = dict[Hashable, Any]
+
+
+class Marks:
+    """The records of one VM, by number. Records never change; equal ones are one."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = [{}]
+        self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> bool:
+        """Was any process ever marked? If not, there is no need to look."""
+        return len(self._records) > 1
+
+    def get(self, pid: int, key: Hashable) -> Any:
+        """What a process, or the process of a thread, has under a key; None: nothing."""
+        return self._of(pid).get(key) if len(self._records) > 1 else None
+
+    def set(self, pid: int, key: Hashable, value: Any) -> None:
+        """Mark a process with a hashable value; None removes it.
+
+        **Errors** EAGAIN: too many different records. ESRCH, EPERM: prlimit(2). EINVAL: the guest's
+        hard limit leaves no room.
+        """
+        with self._lock:
+            record = {**self._of(pid), key: value}
+            if value is None:
+                del record[key]
+            number = self._number(record)
+            hard = resource.prlimit(pid, RLIMIT_LOCKS)[1]
+            try:
+                resource.prlimit(pid, RLIMIT_LOCKS, (MARKED + number, hard))
+            except ValueError:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+
+    def _of(self, pid: int) -> Record:
+        number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
+        return self._records[number] if 0 <= number < len(self._records) else {}
+
+    def _number(self, record: Record) -> int:
+        items = frozenset(record.items())
+        number = self._numbers.get(items)
+        if number is None:
+            number = len(self._records)
+            if number >= MAX_RECORDS:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._records.append(record)
+            self._numbers[items] = number
+        return number

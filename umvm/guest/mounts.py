@@ -1,0 +1,329 @@
+"""Mounts of one VM, and the walk from a guest's path to the mount that owns it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from core_accel.pathwalk import (
+    BENEATH,
+    FOLLOW,
+    IN_ROOT,
+    MISSING_OK,
+    NO_MAGICLINKS,
+    NO_SYMLINKS,
+    NO_XDEV,
+    SEARCH,
+    SLASH_OK,
+    Magic,
+    View,
+)
+from umvm.interfaces.filesystem import Attr, FileSystem
+
+__all__ = [
+    "BENEATH",
+    "FOLLOW",
+    "HOST",
+    "IN_ROOT",
+    "MISSING_OK",
+    "NO_MAGICLINKS",
+    "NO_SYMLINKS",
+    "NO_XDEV",
+    "PROC",
+    "SLASH_OK",
+    "Mount",
+    "MountTable",
+    "NamedFiles",
+    "OpenName",
+    "Where",
+]
+
+HOST, PROC = 0, 1
+_CACHED_DIRS = 4096
+_MAGIC = re.compile(rb"/proc/\d+/(?:task/\d+/)?(?:cwd|root|exe|(?:fd|ns|map_files)/[^/]+)\Z")
+_DELETED = b" (deleted)"
+
+
+@dataclass(eq=False)
+class Mount:
+    """A served file system at a place in the view."""
+
+    ident: int
+    point: bytes
+    fs: FileSystem
+    fstype: str
+    source: str
+    options: dict[str, str | bool]
+    module: str
+    read_only: bool = False
+    uses: int = 0
+    detached: bool = False
+    destroyed: bool = False
+    expiring: bool = False
+    inodes: dict[bytes, int] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    _directories: dict[bytes, tuple[float, Attr]] = field(default_factory=dict, repr=False)
+
+    @property
+    def dev(self) -> int:
+        """The st_dev that its files show: an anonymous device of its own."""
+        return os.makedev(0, 0x400 + self.ident)
+
+    def inside(self, path: bytes) -> bytes:
+        """The path within the mount of a canonical path in the view."""
+        return path if self.point == b"/" else path[len(self.point) :] or b"/"
+
+    def outside(self, inside: bytes) -> bytes:
+        """The path in the view of a path within the mount."""
+        if inside == b"/":
+            return self.point
+        return inside if self.point == b"/" else self.point + inside
+
+    def permissions(self) -> bool:
+        """Whether mode bits are checked here, and not by the file system."""
+        return self.fs.default_permissions or bool(self.options.get("default_permissions"))
+
+    def directory(self, inside: bytes) -> Attr | None:
+        """What is known of a directory, no older than the file system's `entry_timeout`."""
+        known = self._directories.get(inside)
+        return known[1] if known is not None and known[0] > time.monotonic() else None
+
+    def look(self, inside: bytes) -> Attr:
+        """Ask the file system, and believe what it says of a directory for `entry_timeout`."""
+        directories = self._directories  # another one if forget() is called meanwhile
+        attr = self.fs.getattr(inside)
+        if self.fs.entry_timeout > 0 and stat.S_ISDIR(attr.mode):
+            if len(directories) >= _CACHED_DIRS:
+                directories.clear()
+            directories[inside] = (time.monotonic() + self.fs.entry_timeout, attr)
+        return attr
+
+    def forget(self) -> None:
+        """To be called after a name or a directory's attributes changed: believe nothing older."""
+        self._directories = {}
+
+
+class OpenName(Protocol):
+    """What a link into the shadow directory stands for (`umvm.guest.files.OpenFile`)."""
+
+    @property
+    def mount(self) -> Mount: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def directory(self) -> bool: ...
+    @property
+    def deleted(self) -> bool: ...
+
+
+class NamedFiles(Protocol):
+    """The part of `umvm.guest.files.Files` that the walk asks."""
+
+    def named(self, link: bytes, /) -> OpenName | None: ...
+
+
+class Where(NamedTuple):
+    """Where a path leads.
+
+    `mount` is None on the host (and in /proc), `path` canonical in the view, `inside` the path in
+    the mount. `slash`: the last component had a trailing slash; `last_dot`: it was "." (1) or ".."
+    (2). `changed`: on the host, but the kernel would not get there from the guest's text. `attr`:
+    what the walk has just learnt of the file itself. `file`: the description that a magic link as
+    the last component led to.
+    """
+
+    mount: Mount | None
+    path: bytes
+    inside: bytes
+    missing: bool
+    slash: bool
+    last_dot: int
+    changed: bool
+    attr: Attr | None = None
+    file: OpenName | None = None
+
+
+class MountTable:
+    """The mounts of a VM. A change replaces the view that walks use; walks keep the old one."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(2)
+        self._lock = threading.RLock()
+        self.all: list[Mount] = []
+        self.by_id: weakref.WeakValueDictionary[int, Mount] = weakref.WeakValueDictionary()
+        self._compile()
+
+    def _compile(self) -> None:
+        detached = [(m.point, i) for i, m in self.by_id.items() if m not in self.all]
+        self.view = View(self.points(), detached=detached)
+
+    def next_id(self) -> int:
+        """A mount id that was never used in this VM."""
+        return next(self._ids)
+
+    def add(self, mount: Mount) -> None:
+        """Put a mount on top of its mount point."""
+        with self._lock:
+            self.by_id[mount.ident] = mount
+            self.all = [*self.all, mount]
+            self._compile()
+
+    def remove(self, mount: Mount) -> None:
+        """Take a mount out of the view; open descriptors keep it alive."""
+        with self._lock:
+            self.all = [m for m in self.all if m is not mount]
+            self._compile()
+
+    def at(self, point: bytes) -> Mount | None:
+        """The topmost mount at a mount point."""
+        for mount in reversed(self.all):
+            if mount.point == point:
+                return mount
+        return None
+
+    def points(self) -> list[tuple[bytes, int]]:
+        """The mount points in the order of mounting, for `View` and for the engine's table."""
+        return [(b"/", HOST), (b"/proc", PROC)] + [(m.point, m.ident) for m in self.all]
+
+    def walk(
+        self,
+        tid: int,
+        tgid: int,
+        base: bytes,
+        path: bytes,
+        flags: int,
+        files: NamedFiles | None,
+        base_mount: int = -1,
+        searchable: Callable[[Attr], bool] | None = None,
+    ) -> Where:
+        """Resolve ``path`` from the canonical directory ``base``. OSError as path_resolution(7).
+
+        ``base_mount``: id of the mount ``base`` lies in (HOST too), where another mount may cover
+        it by now. ``searchable`` tells whether the caller may search a directory; it is asked on
+        mounts whose permissions the VM checks (EACCES).
+        """
+        look = _Look(self.by_id, tid, tgid, files, searchable)
+        if searchable is not None:
+            flags |= SEARCH
+        found = self.view.walk(base, path, flags, look, base_mount)
+        mount = self.by_id.get(found.mount)
+        inside = mount.inside(found.path) if mount else found.path
+        same = look.path == found.path and look.mount is mount
+        return Where(
+            mount,
+            found.path,
+            inside,
+            found.missing,
+            found.slash,
+            found.last_dot,
+            mount is None and found.crossed,
+            look.attr if same else None,
+            look.file if same else None,
+        )
+
+
+class _Look:
+    """What the walk asks: one object for one walk."""
+
+    def __init__(
+        self,
+        by_id: weakref.WeakValueDictionary[int, Mount],
+        tid: int,
+        tgid: int,
+        files: NamedFiles | None,
+        searchable: Callable[[Attr], bool] | None,
+    ) -> None:
+        self._by_id, self._tid, self._tgid = by_id, tid, tgid
+        self._files, self._searchable = files, searchable
+        self._gone = b""  # what a removed directory was called, that the walk is in
+        # What the last answer was about:
+        self.path = b""
+        self.mount: Mount | None = None
+        self.attr: Attr | None = None
+        self.file: OpenName | None = None
+
+    def __call__(self, ident: int, full: bytes) -> bytes | int | Magic:
+        self.file = None
+        try:
+            if ident == PROC:
+                self.path, self.mount, self.attr = full, None, None
+                return self._proc(full)
+            mount = self._by_id.get(ident)
+            if mount is None:
+                return -errno.ENOENT  # unmounted, and nobody uses it any more
+            return self._served(mount, full)
+        except FileNotFoundError:
+            return -errno.ENOENT  # which the walk may accept; other errors end it
+
+    def _served(self, mount: Mount, full: bytes) -> bytes | int:
+        if self._gone and full.startswith(self._gone):
+            return -errno.ENOENT  # in a removed directory, though there may be a new one
+        inside = mount.inside(full)
+        check = self._searchable if mount.permissions() else None
+        if inside.endswith(b"/."):  # only SEARCH asks so
+            return self._search(mount, inside[:-2] or b"/", check)
+        if check is not None:
+            error = self._search(mount, inside.rpartition(b"/")[0] or b"/", check)
+            if error != -errno.EINVAL:
+                return error
+        believed = mount.directory(inside)
+        attr = believed or mount.look(inside)
+        self.path, self.mount, self.attr = full, mount, None if believed else attr
+        if stat.S_ISDIR(attr.mode):
+            return -errno.EINVAL
+        if stat.S_ISLNK(attr.mode):
+            return mount.fs.readlink(inside)
+        return -errno.ENOTDIR
+
+    def _search(self, mount: Mount, inside: bytes, check: Callable[[Attr], bool] | None) -> int:
+        """May the caller look up a name in this directory of a mount? -EINVAL: yes."""
+        if check is None:
+            return -errno.EINVAL
+        attr = mount.directory(inside)
+        if attr is None and self.mount is mount and mount.inside(self.path) == inside:
+            attr = self.attr
+        return -errno.EINVAL if check(attr or mount.look(inside)) else -errno.EACCES
+
+    def _proc(self, full: bytes) -> bytes | int | Magic:
+        """One component below /proc, as the guest thread sees it (proc(5))."""
+        if full == b"/proc/self":
+            return b"%d" % self._tgid
+        if full == b"/proc/thread-self":
+            return b"%d/task/%d" % (self._tgid, self._tid)
+        mode = os.lstat(full).st_mode
+        if stat.S_ISDIR(mode):
+            return -errno.EINVAL
+        if not stat.S_ISLNK(mode):
+            return -errno.ENOTDIR
+        target = os.readlink(full)
+        return self._magic(full, target) if _MAGIC.match(full) else target
+
+    def _magic(self, full: bytes, target: bytes) -> Magic:
+        """Where a magic link leads: the text is for people, the kernel jumps to the file itself."""
+        file = self._files.named(target) if self._files is not None else None
+        if file is not None:
+            path = file.mount.outside(file.path)
+            self.path, self.mount, self.file = path, file.mount, file
+            self._gone = path + b"/" if file.deleted else b""
+            return Magic(path, file.mount.ident, file.directory)
+        if target.startswith(b"/") and not (target.endswith(_DELETED) and not _same(full, target)):
+            in_proc = target == b"/proc" or target.startswith(b"/proc/")
+            return Magic(target, PROC if in_proc else HOST)
+        return Magic(b"", directory=os.path.isdir(full))
+
+
+def _same(link: bytes, target: bytes) -> bool:
+    """Whether the text of a magic link is the name of the file that it leads to."""
+    try:
+        return os.path.samestat(os.stat(link), os.lstat(target))
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""What a module's objects implement: file systems, identity, network stacks."""

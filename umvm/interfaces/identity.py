@@ -1,0 +1,77 @@
+"""The interface of an identity: who the guests of a VM are, and whose files they see.
+
+A module offers one by `routes.Identity(object)`. One is active at a time: the newest; unloading its
+module uncovers the one before, in the end the kernel's own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+ID_MAX = 0xFFFFFFFE
+"""-1 is no id: it says "no change" to chown(2) and setresuid(2)."""
+CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN = 0, 6, 7, 8, 21
+"""Numbers of capabilities (include/uapi/linux/capability.h)."""
+
+
+class Credentials(NamedTuple):
+    """What a process may change about itself: credentials(7), capabilities(7).
+
+    `groups` is sorted, as the kernel keeps it. Capability sets have bit n for capability n.
+    """
+
+    ruid: int
+    euid: int
+    suid: int
+    fsuid: int
+    rgid: int
+    egid: int
+    sgid: int
+    fsgid: int
+    groups: tuple[int, ...]
+    permitted: int = 0
+    effective: int = 0
+    inheritable: int = 0
+
+    def may(self, capability: int) -> bool:
+        """Is a capability in the effective set?"""
+        return bool(self.effective >> capability & 1)
+
+
+@cache
+def all_capabilities() -> int:
+    """The capabilities that this kernel has."""
+    try:
+        with open("/proc/sys/kernel/cap_last_cap", "rb") as file:
+            last = int(file.read())
+    except (OSError, ValueError):
+        last = 40
+    return (2 << last) - 1
+
+
+def login(uid: int, gid: int, groups: tuple[int, ...]) -> Credentials:
+    """The credentials of a user's first process; user 0 has all capabilities."""
+    caps = all_capabilities() if uid == 0 else 0
+    return Credentials(
+        uid, uid, uid, uid, gid, gid, gid, gid, tuple(sorted(groups)), caps, caps, 0
+    )  # fmt: skip
+
+
+class Identity:
+    """Who the guests are. Subclass it and override what differs; methods must not block."""
+
+    lenient = False
+    """Changes of owner and device files that only root may make on the host seem to succeed."""
+
+    def first(self) -> Credentials:
+        """The credentials of a process that never changed them and inherited no changed ones."""
+        raise NotImplementedError
+
+    def owner(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owner to show for a file with this one: on the host, or in a served file system."""
+        return uid, gid
+
+    def on_host(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owner that a file of the host must get to be shown with this one; -1 is kept."""
+        return uid, gid

@@ -1,0 +1,231 @@
+"""`umvm run` and `umvm exec`: processes, signals and exit statuses around a virtual machine.
+
+    umvm run = supervisor ── init ── first guest, orphans
+
+Init is a small C loop: the parent of the first guest and of orphans. It tells the supervisor when the
+guest ends, stops the supervisor when the guest is stopped (so that the shell sees its job stop), and
+ends the guests and cleans up should the supervisor be killed. The supervisor itself must not be the
+parent: wait(2) would then take the stops of ptrace, which the engine's threads wait for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from core_accel import launch
+from umvm import specs
+from umvm.errors import UmvmError
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+log = logging.getLogger(__name__)
+
+PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    name: str | None = None,
+    modules: Sequence[str] = (),
+    mounts: Sequence[str] = (),
+    kill_on_exit: bool = False,
+    verbose: int = 0,
+    chdir: str | None = None,
+    env: dict[str, str] | None = None,
+    log_file: str | None = None,
+) -> int:
+    """Run a command in a new VM; its exit status (128+signal). OSError: it can't be executed."""
+    if is_guest():
+        raise UmvmError("already inside a VM: nested VMs are not supported")
+    _set_up_logging(verbose, log_file)
+    ignored = _ignored_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
+    from umvm.control.protocol import socket_path
+    from umvm.control.server import Server
+    from umvm.control.verbs import dispatch
+    from umvm.vm import VirtualMachine
+
+    name = name or f"vm{os.getpid()}"
+    path = socket_path(name)
+    vm = VirtualMachine(name)
+    try:
+        vm.init.clean_up([os.fsencode(path), vm.shadow.path])
+        with Server(path, dispatch(vm)):
+            for text in modules:
+                spec, options = specs.parse_module(text)
+                vm.manager.load(spec, options)
+            for text in mounts:
+                mount = specs.parse_mount(text)
+                target = os.fsencode(os.path.abspath(mount.target))
+                vm.mount(mount.fstype, mount.source, target, mount.options)
+            sys.stdout.flush()
+            launched = _spawn(
+                command, vm.guest_environment(str(path), env or {}), ignored, files, chdir, vm.init
+            )
+            vm.add_guests(launched.listener, launched.pid)
+            threading.Thread(target=_pass_signals_on, args=(vm,), daemon=True).start()
+            error = launched.go()
+            status = _wait(vm, kill_on_exit)
+            if error:
+                _refuse(command, chdir, error)
+    finally:
+        vm.close()
+    return exit_status(status)
+
+
+def _wait(vm: VirtualMachine, kill_on_exit: bool) -> int:
+    """Wait until all guests have ended; the first one's wait status."""
+    status = 0
+    while True:
+        what, value = vm.init.wait()
+        if what == "Z":
+            break
+        status = value
+        if kill_on_exit:
+            vm.shutdown()
+    vm.ended.wait()
+    return status
+
+
+def _pass_signals_on(vm: VirtualMachine) -> None:
+    """What somebody sends us is meant for the first guest; what the terminal sends it gets itself."""
+    wanted = signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}
+    while True:
+        info = signal.sigwaitinfo(wanted)
+        guest = vm.init.guest
+        if info.si_code > 0 or info.si_pid == vm.init.pid or not guest:
+            if info.si_signo == signal.SIGTERM:
+                vm.shutdown()
+            continue
+        try:
+            os.kill(guest, info.si_signo)
+        except ProcessLookupError:
+            pass
+
+
+def _spawn(
+    command: Sequence[str], env: dict[str, str], ignored: int, files: tuple[int, int],
+    chdir: str | None, init: launch.Init | None,
+) -> launch.Launched:  # fmt: skip
+    from umvm.syscalls import bpf, table
+
+    argv = [os.fsencode(word) for word in command]
+    return launch.spawn(
+        bpf.program(table.ROWS),
+        candidates(command[0], env.get("PATH", os.defpath)),
+        argv,
+        [os.fsencode(f"{key}={value}") for key, value in env.items()],
+        ignored,
+        files,
+        os.fsencode(os.path.abspath(chdir)) if chdir else None,
+        init,
+    )
+
+
+def candidates(program: str, path: str) -> list[bytes]:
+    """Where execvp(3) would look for a program; the view decides which of them exists."""
+    if "/" in program:
+        return [os.fsencode(program)]
+    return [os.fsencode(os.path.join(place or ".", program)) for place in path.split(":")]
+
+
+def enter(name: str, command: Sequence[str]) -> int:
+    """Run a command in a running VM, as a child of ours; its exit status."""
+    from umvm._version import __version__
+    from umvm.control import client, protocol
+
+    path = client.find_vm(name)
+    info = client.call(path, "info")
+    if info["version"] != __version__:
+        raise UmvmError(f"the VM runs umvm {info['version']}, this is {__version__}")
+    if is_guest():
+        raise UmvmError("already inside a VM")
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ignored = _ignored_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    launched = _spawn(
+        command, {**os.environ, **info["environment"]}, ignored, (0, 0), None, None
+    )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(path))
+    request = {"v": protocol.VERSION, "verb": "attach", "args": {"pid": launched.pid}}
+    protocol.send(sock, request, [launched.listener])
+    answer = protocol.receive(sock)
+    if answer is None or not answer[0].get("ok"):
+        os.kill(launched.pid, signal.SIGKILL)
+        raise UmvmError("the VM refused the process")
+    os.close(launched.listener)
+    threading.Thread(target=_end_with_vm, args=(sock, launched.pid), daemon=True).start()
+    error = launched.go()
+    if error:
+        os.waitpid(launched.pid, 0)
+        _refuse(command, None, error)
+    return exit_status(launch.watch(launched.pid))
+
+
+def _end_with_vm(sock: socket.socket, pid: int) -> None:
+    """Guests can't live on without their supervisor."""
+    from umvm.guest.process import descendants
+
+    try:
+        while sock.recv(4096):
+            pass
+    except OSError:
+        pass
+    for guest in descendants([pid]):
+        try:
+            os.kill(guest, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def exit_status(status: int) -> int:
+    """The shell's number for a wait status."""
+    if os.WIFSIGNALED(status):
+        return 128 + os.WTERMSIG(status)
+    return os.waitstatus_to_exitcode(status)
+
+
+def is_guest() -> bool:
+    """Is this process in a VM? The variable may have been inherited, the filter tells."""
+    if "UMVM_SOCKET" not in os.environ:
+        return False
+    with open("/proc/self/status", "rb") as file:
+        return b"\nSeccomp:\t2" in file.read()
+
+
+def _refuse(command: Sequence[str], chdir: str | None, error: int) -> NoReturn:
+    if error < 0:
+        raise UmvmError(f"{chdir}: {os.strerror(-error)}")
+    raise OSError(error, os.strerror(error), command[0])
+
+
+def _ignored_signals() -> int:
+    """Bit s-1 for each signal s that our caller had ignored (nohup); Python itself ignores two."""
+    own = {signal.SIGPIPE, signal.SIGXFSZ}
+    return sum(
+        1 << (number - 1)
+        for number in signal.valid_signals()
+        if number not in own and signal.getsignal(number) is signal.SIG_IGN
+    )
+
+
+def _set_up_logging(verbose: int, log_file: str | None) -> None:
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    short = "umvm: %(levelname)s: %(message)s"
+    long = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=level, filename=log_file, format=long if log_file else short)

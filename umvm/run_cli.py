@@ -1,0 +1,145 @@
+"""The command line of `umvm run`: its options as a table, and a reader for them without click.
+
+`umvm run` is started often, so that its start counts: click alone costs more than the interpreter.
+The table is what click shows and checks (umvm/cli.py); `read` understands well-formed command lines
+only and leaves everything else, errors and help included, to click.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from umvm.errors import CommandNotFound, NotExecutable, UmvmError, UsageError
+
+FLAG, COUNT, ONE, MANY = "flag", "count", "one", "many"
+
+
+class Option(NamedTuple):
+    """One option of `umvm run`: its spellings, its key, how often it may come with what."""
+
+    names: tuple[str, ...]
+    key: str
+    kind: str
+    metavar: str
+    help: str
+
+
+OPTIONS = (
+    Option(("--name",), "name", ONE, "NAME", "Name of the VM (default: chosen by umvm)."),
+    Option(("-m", "--module"), "modules", MANY, "SPEC[,opt=val]", "Load a module first."),
+    Option(("--mount",), "mounts", MANY, "TYPE:SOURCE:TARGET[:opts]", "Mount first."),
+    Option(("--kill-on-exit",), "kill_on_exit", FLAG, "", "End all processes with the first one."),
+    Option(("-C", "--chdir"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
+    Option(("-e", "--env"), "env", MANY, "NAME=VALUE", "Set a variable for CMD."),
+    Option(("--config",), "config", ONE, "FILE", "Read settings from a TOML file."),
+    Option(("--profile",), "profile", ONE, "NAME", "Read NAME.toml of your settings directory."),
+    Option(("-v", "--verbose"), "verbose", COUNT, "", "Log more; twice: each claimed call."),
+    Option(("--log",), "log", ONE, "FILE", "Log to FILE, not to standard error."),
+)
+_BY_NAME = {name: option for option in OPTIONS for name in option.names}
+_EMPTY = {FLAG: False, COUNT: 0, ONE: None, MANY: ()}
+
+SETTINGS = {"name": str, "modules": list, "mounts": list, "kill_on_exit": bool, "env": dict}
+"""The keys of a settings file and their types."""
+
+
+def read(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Read the command line after `umvm run`; None: it is for click to judge."""
+    values: dict[str, Any] = {option.key: _EMPTY[option.kind] for option in OPTIONS}
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word == "--":
+            break
+        word, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        option = _BY_NAME.get(word)
+        if option is None:
+            return None
+        if option.kind in (FLAG, COUNT):
+            if equals:
+                return None
+            values[option.key] += 1
+            continue
+        if not equals:
+            if not rest:
+                return None
+            value = rest.pop(0)
+        values[option.key] = (*values[option.key], value) if option.kind == MANY else value
+    return values | {"command": tuple(rest)}
+
+
+def run(
+    command: Sequence[str],
+    *,
+    name: str | None,
+    modules: Sequence[str],
+    mounts: Sequence[str],
+    kill_on_exit: bool,
+    chdir: str | None,
+    env: Sequence[str],
+    config: str | None,
+    profile: str | None,
+    verbose: int,
+    log: str | None,
+) -> int:
+    """Run a command in a new VM and return its exit status.
+
+    **Errors** UsageError: an option's value. CommandNotFound, NotExecutable: the command.
+    """
+    from umvm import specs
+
+    settings: Mapping[str, Any] = {}
+    if config is not None and profile is not None:
+        raise UsageError("--config and --profile exclude each other")
+    if config is not None or profile is not None:
+        from umvm import config as files
+
+        settings = files.read(config if config is not None else files.profile(str(profile)))
+    name = name or settings.get("name")
+    all_modules = [*settings.get("modules", ()), *modules]
+    all_mounts = [*settings.get("mounts", ()), *mounts]
+    if name is not None:
+        specs.check_name(name)
+    for text in all_modules:
+        specs.parse_module(text)
+    for text in all_mounts:
+        specs.parse_mount(text)
+    variables = dict(settings.get("env", {})) | dict(_assignment(text) for text in env)
+    argv = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
+    from umvm.run import run as run_vm
+
+    try:
+        return run_vm(
+            argv,
+            name=name,
+            modules=all_modules,
+            mounts=all_mounts,
+            kill_on_exit=bool(kill_on_exit or settings.get("kill_on_exit", False)),
+            verbose=verbose,
+            chdir=chdir,
+            env=variables,
+            log_file=log,
+        )
+    except OSError as error:
+        raise exec_error(argv[0], error) from error
+
+
+def exec_error(program: str, error: OSError) -> UmvmError | OSError:
+    """The shell's convention: 127 for a missing program, 126 for one that can't be run."""
+    if error.filename != program:
+        return error
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CommandNotFound(f"{program}: command not found")
+    if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.EISDIR):
+        return NotExecutable(f"{program}: {error.strerror}")
+    return error
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or "\0" in text:
+        raise UsageError(f"bad variable {text!r}: expected NAME=VALUE")
+    return name, value

@@ -1,0 +1,371 @@
+"""What the call families share: their register, and the way from a path argument to a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from core_accel.request import Reply, Request
+from umvm.guest.mounts import (
+    BENEATH,
+    FOLLOW,
+    HOST,
+    IN_ROOT,
+    MISSING_OK,
+    PROC,
+    SLASH_OK,
+    Mount,
+    Where,
+)  # fmt: skip
+from umvm.interfaces.filesystem import Attr, Caller, set_caller
+from umvm.vfs.permission import (
+    allowed,
+    check_create,
+    check_delete,
+    check_follow,
+    fail,
+    permit,
+    protections,
+    searcher,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+Handler = Callable[["VirtualMachine", Request], Reply | None]
+HANDLERS: dict[str, Handler] = {}
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
+AT_NO_AUTOMOUNT = 0x800
+DONE = Reply.value(0)
+_DELETED = b" (deleted)"
+_DOTS = re.compile(rb"(?:\.(?:/+|\Z))+")
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Register a function for system calls, by name."""
+
+    def register(function: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = function
+        return function
+
+    return register
+
+
+def signed(number: int) -> int:
+    """A register as an int (C int)."""
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number & 0x80000000 else number
+
+
+def signed64(number: int) -> int:
+    """A register as a C long."""
+    return number - (1 << 64) if number & (1 << 63) else number
+
+
+class Opened(Protocol):
+    """What a link into the shadow directory stands for: an open file, a directory, a FIFO."""
+
+    @property
+    def mount(self) -> Mount: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def directory(self) -> bool: ...
+    @property
+    def deleted(self) -> bool: ...
+
+
+def full_path(file: Opened) -> bytes:
+    """The path of an open served file in the view."""
+    return file.mount.outside(file.path)
+
+
+# --- from a path to a file ------------------------------------------------------------------------
+
+
+class Base(NamedTuple):
+    """The directory that a relative path starts from: canonical, and the mount it lies in."""
+
+    path: bytes
+    mount: int
+    gone: Opened | None = None
+    """It was removed."""
+    elsewhere: bool = False
+    """It is a removed directory of the host, which has no path."""
+
+
+_ROOT = Base(b"/", -1)
+
+
+def _base(vm: VirtualMachine, tid: int, dirfd: int) -> Base:
+    """**Errors** EBADF, ENOTDIR."""
+    if dirfd == AT_FDCWD:
+        link = vm.procs.cwd_link(tid)
+    elif dirfd < 0:
+        raise fail(errno.EBADF)
+    else:
+        try:
+            link = os.readlink(b"/proc/%d/fd/%d" % (tid, dirfd))
+        except OSError:
+            raise fail(errno.EBADF) from None
+    named = vm.named(link)
+    if named is not None:
+        if not named.directory:
+            raise fail(errno.ENOTDIR)
+        if named.deleted:
+            return Base(named.path, named.mount.ident, named)
+        return Base(named.mount.outside(named.path), named.mount.ident)
+    if not link.startswith(b"/"):
+        raise fail(errno.ENOTDIR)  # "pipe:[…]"; a directory out of reach can't be had here
+    if link.endswith(_DELETED) and not os.path.exists(link):
+        return Base(link, HOST, elsewhere=True)
+    return Base(link, PROC if link.startswith(b"/proc/") or link == b"/proc" else HOST)
+
+
+def locate(
+    vm: VirtualMachine, req: Request, dirfd: int, path: bytes, follow: bool = True,
+    missing: bool = False, resolve: int = 0, caller: Caller | None = None,
+) -> Where:  # fmt: skip
+    """Where a path leads; the file system is told who calls. OSError as path_resolution(7).
+
+    `missing`: the last component may be missing; `resolve`: more flags of the walk; `caller`: on
+    whose behalf, where it isn't the thread's file system user.
+    """
+    if not path:
+        raise fail(errno.ENOENT)
+    task = vm.procs.task(req.tid)
+    if caller is None:
+        caller = task.caller
+    set_caller(caller)
+    flags = resolve
+    if follow:
+        flags |= FOLLOW
+    if missing:
+        flags |= MISSING_OK
+    if path.startswith(b"/") and not resolve & IN_ROOT:
+        if resolve & BENEATH:
+            raise fail(errno.EXDEV)
+        base = _ROOT
+    else:
+        base = _base(vm, req.tid, dirfd)
+        if base.gone is not None or base.elsewhere:
+            found = _from_nowhere(base, path)
+            if isinstance(found, Where):
+                return found
+            base, path = found
+    if follow and protections().symlinks and not path.startswith(b"/proc/"):
+        return _guarded(vm, req, base, path, flags, caller)
+    return vm.mount_table.walk(
+        req.tid, task.tgid, base.path, path, flags, vm, base.mount, searcher(caller)
+    )
+
+
+def _guarded(
+    vm: VirtualMachine, req: Request, base: Base, path: bytes, flags: int, caller: Caller
+) -> Where:
+    """The walk where protected_symlinks is on: a link as last component is judged before."""
+    tgid, search = vm.procs.tgid(req.tid), searcher(caller)
+
+    def step(flags: int) -> Where:
+        return vm.mount_table.walk(req.tid, tgid, base.path, path, flags, vm, base.mount, search)
+
+    link = step(flags & ~FOLLOW | SLASH_OK | MISSING_OK)
+    if link.mount is None or link.missing or link.last_dot or link.inside == b"/":
+        return step(flags)
+    attr = link.attr or link.mount.fs.getattr(link.inside)
+    if stat.S_ISLNK(attr.mode):
+        check_follow(link.mount, link.mount.fs.getattr(parent(link.inside)), attr, caller)
+        return step(flags)
+    return link if not link.slash else step(flags)
+
+
+def _from_nowhere(base: Base, path: bytes) -> Where | tuple[Base, bytes]:
+    """A path from a directory that was removed: it is still there as ".", and has a parent."""
+    dots = _DOTS.match(path)
+    rest = path[dots.end() :] if dots else path
+    if base.elsewhere:
+        return Where(None, base.path, base.path, False, False, 1, False)
+    gone = base.gone
+    assert gone is not None
+    if not rest:
+        if not path:
+            raise fail(errno.ENOENT)
+        return Where(
+            gone.mount, full_path(gone), gone.path, False, path.endswith(b"/"), 1, False, file=gone
+        )
+    if rest != b".." and not rest.startswith(b"../"):
+        raise fail(errno.ENOENT)
+    return Base(gone.mount.outside(parent(gone.path)), gone.mount.ident), b"./" + rest[3:]
+
+
+def parent(inside: bytes) -> bytes:
+    """The directory that holds a path of a mount."""
+    return inside.rpartition(b"/")[0] or b"/"
+
+
+def enter(vm: VirtualMachine, req: Request) -> Caller:
+    """Tell the file system who is calling."""
+    caller = vm.procs.task(req.tid).caller
+    set_caller(caller)
+    return caller
+
+
+def look(where: Where) -> Attr:
+    """Attributes of what a path led to; the walk often knows them."""
+    if where.attr is not None:
+        return where.attr
+    assert where.mount is not None
+    return where.mount.fs.getattr(where.inside)
+
+
+class Target(NamedTuple):
+    """A served file that a call is about, found by path or by descriptor."""
+
+    mount: Mount
+    path: bytes
+    attr: Attr
+    fh: object = None
+    file: Opened | None = None
+
+
+def opened(vm: VirtualMachine, req: Request, fd: int) -> Opened | None:
+    """The served file behind a guest's descriptor: regular, directory, or FIFO; None: not one."""
+    if fd < 0:
+        return None
+    try:
+        link = os.readlink(b"/proc/%d/fd/%d" % (req.tid, fd))
+    except OSError:
+        return None
+    named: Opened | None = vm.named(link)
+    return named
+
+
+def attributes(file: Opened) -> Attr:
+    """Attributes of an open file, also of one that was removed."""
+    fh = getattr(file, "fh", None)
+    hidden = getattr(file, "hidden", b"")
+    if file.deleted and not hidden and (fh is None or not file.mount.fs.open_unlinked):
+        last: Attr | None = getattr(file, "last", None)
+        if last is None:
+            raise fail(errno.ESTALE)
+        return last
+    attr = file.mount.fs.getattr(file.path, fh)
+    return attr._replace(nlink=attr.nlink - 1) if hidden and attr.nlink else attr
+
+
+def target_of(file: Opened) -> Target:
+    """The target that a descriptor stands for."""
+    return Target(file.mount, file.path, attributes(file), getattr(file, "fh", None), file)
+
+
+def target_fd(vm: VirtualMachine, req: Request, fd: int, path_too: bool = False) -> Target | None:
+    """The target of a call on a descriptor; None: not a served file. **Errors** EBADF: O_PATH."""
+    file = opened(vm, req, fd)
+    if file is None:
+        return None
+    if not path_too and getattr(file, "flags", 0) & os.O_PATH:
+        raise fail(errno.EBADF)
+    enter(vm, req)
+    return target_of(file)
+
+
+def target_at(
+    vm: VirtualMachine, req: Request, dirfd: int, addr: int, flags: int, index: int
+) -> Target | Reply | None:
+    """The target of a call on a path, with AT_SYMLINK_NOFOLLOW and AT_EMPTY_PATH in `flags`.
+
+    `index`: the path among the arguments. A Reply, or None, says that the kernel runs the call.
+    """
+    path = req.string(addr)
+    if not path:
+        if not flags & AT_EMPTY_PATH:
+            raise fail(errno.ENOENT)
+        return target_empty(vm, req, dirfd)
+    where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
+    if where.mount is None:
+        return run_host(vm, req, (index, where))
+    if where.file is not None:
+        return target_of(where.file)
+    return Target(where.mount, where.inside, look(where))
+
+
+def target_empty(vm: VirtualMachine, req: Request, dirfd: int) -> Target | None:
+    """The target of an empty path: the descriptor itself, or the working directory."""
+    if dirfd != AT_FDCWD:
+        return target_fd(vm, req, dirfd, True)
+    file = vm.named(vm.procs.cwd_link(req.tid))
+    if file is None:
+        return None
+    enter(vm, req)
+    return target_of(file)
+
+
+# --- checks that several families make ------------------------------------------------------------
+
+
+def check(mount: Mount, inside: bytes, caller: Caller, mask: int) -> None:
+    """EACCES unless the caller may use the file so; mask is 4 read, 2 write, 1 execute."""
+    permit(mount, mount.fs.getattr(inside), caller, mask)
+
+
+def writable(mount: Mount) -> None:
+    """EROFS on a mount that is read-only."""
+    if mount.read_only:
+        raise fail(errno.EROFS)
+
+
+def check_change(mount: Mount, inside: bytes, caller: Caller, victim: bool) -> None:
+    """May the caller add or (victim) remove this name: EROFS, EACCES, EPERM (sticky)."""
+    writable(mount)
+    directory = mount.fs.getattr(parent(inside))
+    if victim:
+        attr = mount.fs.getattr(inside)
+        check_delete(mount, directory, attr, caller, stat.S_ISDIR(attr.mode))
+    else:
+        check_create(mount, directory, caller)
+
+
+def inode(mount: Mount, inside: bytes, attr: Attr) -> int:
+    """The st_ino to show: the file system's, or one made from the path."""
+    return attr.ino or inode_of_path(inside)
+
+
+def inode_of_path(inside: bytes) -> int:
+    """A number for a file whose file system has none."""
+    import hashlib
+
+    digest = hashlib.blake2b(inside, digest_size=6).digest()
+    return int.from_bytes(digest, "little") | 1
+
+
+def run_host(vm: VirtualMachine, req: Request, *paths: tuple[int, Where]) -> Reply | None:
+    """Let the kernel run a path call on the host, with the resolved path where it differs."""
+    changes: dict[int, int | bytes] = {}
+    for index, where in paths:
+        if where.changed:
+            changes[index] = host_path(where)
+    if not changes:
+        return None
+    return req.rewrite(changes)
+
+
+def host_path(where: Where) -> bytes:
+    """The path to give the kernel for a file of the host."""
+    return where.path + b"/" if where.slash and where.path != b"/" else where.path
+
+
+__all__ = [
+    "AT_EMPTY_PATH", "AT_FDCWD", "AT_NO_AUTOMOUNT", "AT_SYMLINK_FOLLOW", "AT_SYMLINK_NOFOLLOW",
+    "DONE", "HANDLERS", "Mount", "Opened", "Reply", "Request", "Target", "Where", "allowed",
+    "attributes", "check", "check_change", "enter", "fail", "full_path", "handles", "host_path",
+    "inode", "locate", "look", "opened", "parent", "run_host", "signed", "signed64", "target_at",
+    "target_empty", "target_fd", "target_of", "writable",
+]  # fmt: skip

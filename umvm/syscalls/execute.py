@@ -1,0 +1,183 @@
+"""execve and execveat: served programs, scripts, and host scripts whose interpreter is served."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from umvm.guest.mounts import Where
+from umvm.syscalls.context import (
+    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Reply, Request, check, enter, fail, full_path,
+    handles, locate, run_host, signed,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+HEAD = 256
+"""Bytes of a program that the kernel looks at (BINPRM_BUF_SIZE)."""
+MAX_DEPTH = 5
+"""Interpreters that may follow each other (fs/exec.c); then ELOOP."""
+MAX_ARGUMENTS = 0x7FFFFFFF // 8
+_PIECE = 512
+
+
+class Shebang(Exception):
+    """The file is a script for `interpreter`."""
+
+    def __init__(self, interpreter: bytes, argument: bytes | None) -> None:
+        super().__init__(interpreter)
+        self.interpreter, self.argument = interpreter, argument
+
+
+@handles("execve", "execveat")
+def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
+    """execve(2), execveat(2)."""
+    a = req.args
+    at = 1 if req.nr == 322 else 0
+    flags = a[4] if at else 0
+    if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
+        return None
+    dirfd = signed(a[0]) if at else AT_FDCWD
+    path = req.string(a[at])
+    name = path
+    if not path and flags & AT_EMPTY_PATH:
+        file = vm.files.of(req.tid, dirfd)
+        if file is None:
+            return None
+        name = b"/dev/fd/%d" % dirfd
+        where = locate(vm, req, AT_FDCWD, full_path(file), False)
+    else:
+        where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
+        if at and not path.startswith(b"/") and dirfd != AT_FDCWD:
+            name = b"/dev/fd/%d/%s" % (dirfd, path)
+    first, front = where, []
+    for _ in range(MAX_DEPTH + 1):
+        try:
+            program = _program(vm, req, where)
+            break
+        except Shebang as script:
+            given = [] if script.argument is None else [script.argument]
+            front = [script.interpreter, *given, name, *front[1:]]
+            name = script.interpreter
+            where = locate(vm, req, AT_FDCWD, name)
+    else:
+        raise fail(errno.ELOOP)
+    if program is None and where is first:
+        return run_host(vm, req, (at, where))
+    changes: dict[int, int | bytes | tuple[bytes, list[int]]] = {at: program or where.path}
+    if front:
+        changes[at + 1] = _arguments(req, a[at + 1], front)
+    return req.rewrite(changes)
+
+
+def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
+    """What the kernel is to execute for a file: None for a host file as it is, or a copy's path."""
+    if where.mount is None:
+        head = _host_head(where.path)
+        if head.startswith(b"#!"):
+            script = parse_shebang(head)
+            if script is not None:
+                inner = _try_locate(vm, req, script.interpreter)
+                if inner is not None and inner.mount is not None:
+                    raise script
+        return None
+    mount, inside = where.mount, where.inside
+    caller = enter(vm, req)
+    attr = mount.fs.getattr(inside)
+    if where.slash and not stat.S_ISDIR(attr.mode):
+        raise fail(errno.ENOTDIR)
+    if not stat.S_ISREG(attr.mode):
+        raise fail(errno.ELOOP if stat.S_ISLNK(attr.mode) else errno.EACCES)
+    if "noexec" in mount.options or not attr.mode & 0o111:
+        raise fail(errno.EACCES)
+    if mount.permissions():
+        check(mount, inside, caller, 1)
+    else:
+        mount.fs.access(inside, 1)
+    if any(file.writable for file in vm.files.on_path(mount, inside)):
+        raise fail(errno.ETXTBSY)
+    head = _served_head(where)
+    if head.startswith(b"#!"):
+        script = parse_shebang(head)
+        if script is None:
+            raise fail(errno.ENOEXEC)
+        raise script
+    if not head.startswith(b"\x7fELF"):
+        raise fail(errno.ENOEXEC)
+    return vm.images.get(mount, inside, attr)
+
+
+def parse_shebang(head: bytes) -> Shebang | None:
+    """Take the first line of a script apart (fs/binfmt_script.c); None: ENOEXEC."""
+    line, newline, _ = head[2:HEAD].partition(b"\n")
+    words = line.strip(b" \t").split(None, 1) if line.strip(b" \t") else []
+    if not words:
+        return None
+    if not newline and len(head) >= HEAD and len(words) == 1 and not line.endswith((b" ", b"\t")):
+        return None  # the name may have been cut off
+    argument = words[1].strip(b" \t") if len(words) > 1 else None
+    return Shebang(words[0].split(b"\0")[0], argument or None)
+
+
+def _try_locate(vm: VirtualMachine, req: Request, path: bytes) -> Where | None:
+    try:
+        return locate(vm, req, AT_FDCWD, path)
+    except OSError:
+        return None
+
+
+def _host_head(path: bytes) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return b""  # the kernel says what is wrong with it
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        return os.read(fd, HEAD)
+    finally:
+        os.close(fd)
+
+
+def _served_head(where: Where) -> bytes:
+    assert where.mount is not None
+    fs, inside = where.mount.fs, where.inside
+    fh = fs.open(inside, os.O_RDONLY)
+    try:
+        return bytes(fs.read(inside, fh, HEAD, 0))
+    finally:
+        fs.release(inside, fh)
+
+
+def _arguments(req: Request, addr: int, front: list[bytes]) -> tuple[bytes, list[int]]:
+    """A new argv array: `front`, then the guest's arguments without the first."""
+    pointers = _pointers(req, addr)[1:]
+    count = len(front) + len(pointers) + 1
+    words, text, offsets = [], bytearray(), []
+    for index, word in enumerate(front):
+        offsets.append(8 * index)
+        words.append(8 * count + len(text))
+        text += word + b"\0"
+    return struct.pack(f"<{count}Q", *words, *pointers, 0) + bytes(text), offsets
+
+
+def _pointers(req: Request, addr: int) -> list[int]:
+    """The pointers of a NULL-terminated array. OSError(EFAULT)."""
+    found: list[int] = []
+    while addr:
+        size = _PIECE - addr % 8 if addr % 4096 <= 4096 - _PIECE else 4096 - addr % 4096
+        piece = req.peek(addr, size - size % 8 or 8)
+        if len(piece) < 8:
+            raise fail(errno.EFAULT)
+        words = struct.unpack(f"<{len(piece) // 8}Q", piece[: len(piece) // 8 * 8])
+        if 0 in words:
+            return found + list(words[: words.index(0)])
+        found += words
+        addr += 8 * len(words)
+        if len(found) > MAX_ARGUMENTS:
+            raise fail(errno.E2BIG)
+    return found

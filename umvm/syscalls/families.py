@@ -1,0 +1,17 @@
+"""All call families: importing this fills the register of handlers."""
+
+from __future__ import annotations
+
+import importlib
+
+from umvm.syscalls.context import HANDLERS
+
+FAMILIES = (
+    "attrs", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names", "open",
+    "process", "seek", "sockets", "stat", "sync", "transfer", "watch", "xattr",
+)  # fmt: skip
+
+for _family in FAMILIES:
+    importlib.import_module(f"umvm.syscalls.{_family}")
+
+__all__ = ["FAMILIES", "HANDLERS"]

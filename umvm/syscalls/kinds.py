@@ -1,0 +1,34 @@
+"""What the engine must know of each trapped call to decide in C who may claim it."""
+
+from __future__ import annotations
+
+from umvm.syscalls.row import Row, Verdict
+from umvm.syscalls.table import ROWS
+
+ALWAYS = frozenset(
+    "umask mount umount2 pivot_root chroot unshare setns clone clone3 prctl setuid setgid setreuid "
+    "setregid setresuid setresgid setfsuid setfsgid setgroups capset".split()
+)
+"""Handled even while nothing is mounted."""
+SERVED = frozenset(
+    "execve execveat getcwd sync msync close_range sendfile splice tee vmsplice copy_file_range "
+    "bind connect sendto sendmsg sendmmsg getsockname getpeername".split()
+)
+"""Handled while anything is mounted or open: what decides isn't one path or one descriptor."""
+MAX_PATHS = 2
+
+
+def kind(row: Row) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """(when handled, index of the descriptor, indexes of paths, their directories' indexes)."""
+    always = 1 if row.name in ALWAYS else 2 if row.name in SERVED else 0
+    kinds = row.args.split()
+    paths, bases = [], []
+    for index, what in enumerate(kinds):
+        if what == "path":
+            paths.append(index)
+            bases.append(index - 1 if index and kinds[index - 1] == "dirfd" else -1)
+    fd = kinds.index("fd") if "fd" in kinds else -1
+    return always, fd, tuple(paths[:MAX_PATHS]), tuple(bases[:MAX_PATHS])
+
+
+KINDS = {row.nr: kind(row) for row in ROWS if row.verdict is Verdict.TRAPPED}

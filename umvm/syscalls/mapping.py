@@ -1,0 +1,63 @@
+"""mmap and msync of served files: the placeholder is filled, then the kernel maps it."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING
+
+from umvm.guest.openfile import OpenFile
+from umvm.syscalls.context import Reply, Request, enter, fail, handles
+from umvm.syscalls.transfer import served
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+PAGE = 4096
+MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 3, 0xF
+MS_SYNC = 4
+_LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .{3}s [0-9a-f]+ \S+ \d+ +(/.*)$", re.MULTILINE)
+
+
+@handles("mmap")
+def sys_mmap(vm: VirtualMachine, req: Request) -> Reply | None:
+    """mmap(2). **Errors** ENODEV: a directory. ENOMEM: no room for the content.
+
+    Others (EACCES, EINVAL, EOPNOTSUPP…) are the kernel's, as the descriptor has the right access mode.
+    """
+    file = served(vm, req, 4)
+    if file is None:
+        return None
+    _, size, _, flags, _, offset = req.args
+    if not size or offset % PAGE or not file.readable:
+        return None  # the kernel refuses it
+    if file.directory:
+        raise fail(errno.ENODEV)
+    enter(vm, req)
+    shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
+    vm.files.map(file, shared, req.alive)
+    return None
+
+
+@handles("msync")
+def sys_msync(vm: VirtualMachine, req: Request) -> Reply | None:
+    """msync(2) with MS_SYNC: the pages are written, and the files' data made to last."""
+    addr, size, flags, *_ = req.args
+    if flags & MS_SYNC and vm.files.shared_nodes():
+        enter(vm, req)
+        for file in _mapped(vm, req, addr, addr + size):
+            file.fsync(False)
+    return None
+
+
+def _mapped(vm: VirtualMachine, req: Request, start: int, end: int) -> set[OpenFile]:
+    """The served files with a shared mapping in a part of the guest's memory."""
+    with open(f"/proc/{req.tid}/maps", "rb") as maps:
+        text = maps.read()
+    found = set()
+    for low, high, link in _LINE.findall(text):
+        if int(low, 16) < end and int(high, 16) > start:
+            file = vm.files.named(link)
+            if isinstance(file, OpenFile):
+                found.add(file)
+    return found

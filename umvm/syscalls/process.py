@@ -1,0 +1,69 @@
+"""Calls that change what a process is: namespaces, credentials, umask. The kernel runs most of them;
+the supervisor only has to know."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from umvm.syscalls.context import DONE, Reply, Request, fail, handles
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+PR_SET_DUMPABLE = 4
+
+
+def _no_new_view(flags: int) -> None:
+    """A mount or user namespace of its own would let a guest mount things that the view can't see."""
+    if flags & (CLONE_NEWNS | CLONE_NEWUSER):
+        raise fail(errno.EPERM)
+
+
+@handles("unshare")
+def sys_unshare(vm: VirtualMachine, req: Request) -> Reply | None:
+    """unshare(2): EPERM for mount and user namespaces."""
+    _no_new_view(req.args[0])
+    return None
+
+
+@handles("clone")
+def sys_clone(vm: VirtualMachine, req: Request) -> Reply | None:
+    """clone(2), only with namespace flags: EPERM for mount and user namespaces."""
+    _no_new_view(req.args[0])
+    return None
+
+
+@handles("clone3")
+def sys_clone3(vm: VirtualMachine, req: Request) -> Reply | None:
+    """clone3(2): as clone(2)."""
+    if req.args[1] >= 8:
+        (flags,) = struct.unpack("<Q", req.read(req.args[0], 8))
+        _no_new_view(flags)
+    return None
+
+
+@handles("setns")
+def sys_setns(vm: VirtualMachine, req: Request) -> Reply | None:
+    """setns(2): EPERM, as the namespace entered may have other mounts."""
+    raise fail(errno.EPERM)
+
+
+@handles("prctl")
+def sys_prctl(vm: VirtualMachine, req: Request) -> Reply | None:
+    """prctl(PR_SET_DUMPABLE): accepted but not done, since a guest that isn't dumpable can't be served."""
+    if req.args[0] == PR_SET_DUMPABLE and req.args[1] == 0:
+        return DONE
+    return None
+
+
+@handles(
+    "umask", "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid",
+    "setfsgid", "setgroups", "capset",
+)  # fmt: skip
+def sys_credentials(vm: VirtualMachine, req: Request) -> Reply | None:
+    """The kernel changes the credentials; what we know of them is void."""
+    vm.procs.forget(req.tid)
+    return None

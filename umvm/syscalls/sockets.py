@@ -1,0 +1,188 @@
+"""AF_UNIX socket names: those on a mount are placeholders in the shadow directory.
+
+The supervisor binds (the socket's owner stays the guest), the guest itself connects and sends, with the
+address changed, so that blocking and credentials are its own. **Source**: unix(7), net/unix/af_unix.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+from umvm.guest.mounts import Where
+from umvm.syscalls.context import (
+    AT_FDCWD, DONE, Reply, Request, check, check_change, enter, fail, handles, locate, signed,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+SUN_PATH = 108
+MSGHDR = struct.Struct("<QIIQQQQQ")  # struct msghdr, 56 bytes: name, its size, padding, …
+Block = tuple[bytes, list[int]]
+
+
+def _path(req: Request, addr: int, size: int) -> bytes | None:
+    """The path in a socket address; None if it has another family, is abstract or unnamed."""
+    if size < 3 or size > 2 + SUN_PATH or not addr:
+        return None
+    data = req.read(addr, size)
+    if struct.unpack_from("<H", data)[0] != socket.AF_UNIX:
+        return None
+    return data[2:].split(b"\0", 1)[0] or None
+
+
+def _pack(path: bytes) -> bytes:
+    if len(path) >= SUN_PATH:
+        raise fail(errno.ENAMETOOLONG)
+    return struct.pack("<H", socket.AF_UNIX) + path + b"\0"
+
+
+def _unix(req: Request, fd: int) -> socket.socket:
+    """A copy of a guest's AF_UNIX socket. OSError(EBADF | ENOTSOCK | EAFNOSUPPORT)."""
+    copy = socket.socket(fileno=req.getfd(fd))
+    if copy.family != socket.AF_UNIX:
+        copy.close()
+        raise fail(errno.EAFNOSUPPORT if copy.family in (socket.AF_INET, socket.AF_INET6) else errno.EINVAL)
+    return copy
+
+
+@handles("bind")
+def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
+    """bind(2)."""
+    name = _path(req, req.args[1], signed(req.args[2]))
+    if name is None:
+        return None
+    where = locate(vm, req, AT_FDCWD, name, False, True)
+    if where.mount is None:
+        if not where.changed:
+            return None
+        address = _pack(where.path)
+        return req.rewrite({1: address, 2: len(address)})
+    if not where.missing:
+        raise fail(errno.EADDRINUSE)
+    mount, inside = where.mount, where.inside
+    with _unix(req, signed(req.args[0])) as copy:
+        if copy.getsockname():
+            raise fail(errno.EINVAL)
+        caller = enter(vm, req)
+        check_change(mount, inside, caller, False)
+        mount.fs.mknod(inside, stat.S_IFSOCK | 0o777 & ~caller.umask, 0)
+        mount.forget()
+        try:
+            placeholder = vm.specials.new(mount, inside, name)
+            copy.bind(placeholder)
+            os.chmod(placeholder, 0o777)
+        except OSError:
+            mount.fs.unlink(inside)
+            raise
+    return DONE
+
+
+def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
+    """The address to use for a path that a guest wants to reach; None: as it is."""
+    where: Where = locate(vm, req, AT_FDCWD, name)
+    if where.mount is None:
+        return _pack(where.path) if where.changed else None
+    caller = enter(vm, req)
+    attr = where.attr or where.mount.fs.getattr(where.inside)
+    check(where.mount, where.inside, caller, 2)
+    if not stat.S_ISSOCK(attr.mode):
+        raise fail(errno.ECONNREFUSED)
+    placeholder = vm.specials.find(where.mount, where.inside)
+    if placeholder is None:
+        raise fail(errno.ECONNREFUSED)
+    return _pack(placeholder)
+
+
+def _send_to(vm: VirtualMachine, req: Request, addr_index: int) -> Reply | None:
+    name = _path(req, req.args[addr_index], signed(req.args[addr_index + 1]))
+    address = None if name is None else _destination(vm, req, name)
+    if address is None:
+        return None
+    return req.rewrite({addr_index: address, addr_index + 1: len(address)})
+
+
+@handles("connect")
+def sys_connect(vm: VirtualMachine, req: Request) -> Reply | None:
+    """connect(2)."""
+    return _send_to(vm, req, 1)
+
+
+@handles("sendto")
+def sys_sendto(vm: VirtualMachine, req: Request) -> Reply | None:
+    """sendto(2) with an address."""
+    return _send_to(vm, req, 4)
+
+
+@handles("sendmsg")
+def sys_sendmsg(vm: VirtualMachine, req: Request) -> Reply | None:
+    """sendmsg(2): a new msghdr with the other address, if it has one."""
+    head = req.peek(req.args[1], MSGHDR.size)
+    if len(head) < MSGHDR.size:
+        return None
+    addr, size, *_ = MSGHDR.unpack(head)
+    name = _path(req, addr, size)
+    address = None if name is None else _destination(vm, req, name)
+    if address is None:
+        return None
+    block = struct.pack("<QI", MSGHDR.size, len(address)) + head[12:] + address
+    return req.rewrite({1: (block, [0])})
+
+
+@handles("sendmmsg")
+def sys_sendmmsg(vm: VirtualMachine, req: Request) -> Reply | None:
+    """sendmmsg(2): one message at a time where an address has to be changed; callers go on."""
+    count = min(req.args[2] & 0xFFFFFFFF, 1024)
+    for index in range(count):
+        head = req.peek(req.args[1] + 64 * index, MSGHDR.size)
+        if len(head) < MSGHDR.size:
+            return None
+        addr, size, *_ = MSGHDR.unpack(head)
+        name = _path(req, addr, size)
+        address = None if name is None else _destination(vm, req, name)
+        if address is not None:
+            if index:
+                return req.rewrite({2: index})
+            raise fail(errno.EOPNOTSUPP)
+    return None
+
+
+def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
+    try:
+        copy = socket.socket(fileno=req.getfd(signed(req.args[0])))
+    except OSError:
+        return None
+    with copy:
+        if copy.family != socket.AF_UNIX:
+            return None
+        try:
+            name = copy.getpeername() if peer else copy.getsockname()
+        except OSError:
+            return None
+    given = vm.specials.given_name(os.fsencode(name)) if isinstance(name, str) and name else None
+    if given is None:
+        return None
+    (room,) = struct.unpack("<i", req.read(req.args[2], 4))
+    if room < 0:
+        raise fail(errno.EINVAL)
+    address = _pack(given)
+    req.write(req.args[1], address[:room])
+    req.write(req.args[2], struct.pack("<i", len(address)))
+    return DONE
+
+
+@handles("getsockname")
+def sys_getsockname(vm: VirtualMachine, req: Request) -> Reply | None:
+    """getsockname(2): the name that the guest gave."""
+    return _answer_name(vm, req, False)
+
+
+@handles("getpeername")
+def sys_getpeername(vm: VirtualMachine, req: Request) -> Reply | None:
+    """getpeername(2): the name that the other guest gave."""
+    return _answer_name(vm, req, True)

@@ -1,0 +1,372 @@
+"""One virtual machine: its mounts, modules, open files and the engine that serves its guests."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from core_accel.engine import Engine
+from core_accel.launch import Init
+from core_accel.request import Reply, Request
+from umvm.errors import Busy, NotFound, UmvmError
+from umvm.guest.files import Files
+from umvm.guest.images import Images
+from umvm.guest.mounts import FOLLOW, Mount, MountTable
+from umvm.guest.proc import Proc
+from umvm.guest.process import Processes, descendants, status
+from umvm.guest.shadow import Shadow
+from umvm.guest.specials import Specials
+from umvm.interfaces.filesystem import Caller, FileSystem, set_caller
+from umvm.manager import ModuleManager
+from umvm.syscalls import table
+from umvm.syscalls.families import HANDLERS
+from umvm.syscalls.kinds import KINDS
+
+log = logging.getLogger(__name__)
+
+Hook = Callable[[Request], Reply | None]
+GENERIC = frozenset(
+    "defaults rw ro suid nosuid dev nodev exec noexec relatime noatime strictatime async sync "
+    "nodiratime _netdev user users owner group auto noauto nofail".split()
+)
+"""Mount options that the VM itself takes; the rest goes to the file system."""
+SHUTDOWN_WAIT = 10.0
+
+
+class VirtualMachine:
+    """The state of one VM. Methods may be called from any thread.
+
+    Made ready by the constructor; `engine.add_listener` gives it guests. `close` ends it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closing = False
+        self.ended = threading.Event()
+        self.roots: list[int] = []
+        self.environment: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._listeners = 0
+        self._hooks: dict[int, list[Hook]] = {}
+        self._handlers: list[Any] = [None] * (max(row.nr for row in table.ROWS) + 1)
+        for call, handler in HANDLERS.items():
+            self._handlers[table.nr(call)] = handler
+        self.init = Init()
+        self.shadow = Shadow(name)
+        self.procs = Processes()
+        self.mount_table = MountTable()
+        self.files = Files(self.shadow, self.state_changed, self.released)
+        self.specials = Specials(self.shadow)
+        self.images = Images(self.shadow)
+        self.proc = Proc(self)
+        self.engine = Engine(KINDS, self.dispatch, self._gone)
+        self.engine.set_shadow(self.shadow.path + b"/")
+        self.manager = ModuleManager(self)
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def dispatch(self, req: Request) -> Reply | None:
+        """Answer one claimed call: hooks first, then the family function; None: the kernel runs it."""
+        if self.closing:
+            kill(req.tid, signal.SIGKILL)
+            return Reply.error(errno.ENOSYS)
+        hooks = self._hooks.get(req.nr)
+        if hooks is not None:
+            for hook in hooks:
+                reply = hook(req)
+                if reply is not None:
+                    return reply
+        handler = self._handlers[req.nr]
+        if handler is None:
+            return None
+        return handler(self, req)  # type: ignore[no-any-return]
+
+    def commit_hooks(self, hooks: dict[str, list[Hook]]) -> None:
+        """Replace the modules' system call hooks (by the kernel's names). UmvmError: unknown name."""
+        numbers: dict[int, list[Hook]] = {}
+        for call, handlers in hooks.items():
+            row = table.BY_NAME.get(call)
+            if row is None:
+                raise UmvmError(f"unknown system call {call!r}")
+            if row.verdict is not table.Verdict.TRAPPED:
+                raise UmvmError(f"system call {call!r} is not trapped, so it can't be hooked")
+            numbers[row.nr] = handlers
+        self._hooks = numbers
+        self.engine.set_hooks(numbers)
+
+    def state_changed(self) -> None:
+        """Tell the engine how much is served, so that it knows what it needn't look at."""
+        served = len(self.mount_table.all)
+        self.engine.set_state(len(self.files), 1 if served or len(self.files) else 0)
+
+    # --- guests ----------------------------------------------------------------------------------
+
+    def add_guests(self, listener: int, pid: int) -> None:
+        """Serve a process tree whose first process is `pid`; the listener is owned from now on."""
+        with self._lock:
+            self._listeners += 1
+            self.roots.append(pid)
+        self.engine.add_listener(listener)
+
+    def _gone(self, listener: int) -> None:
+        os.close(listener)
+        with self._lock:
+            self._listeners -= 1
+            if self._listeners == 0:
+                self.ended.set()
+
+    def attach(self, args: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Serve the process tree of another `umvm exec`: descriptor 0 is its listener."""
+        if self.closing or self.ended.is_set() or not fds:
+            for fd in fds:
+                os.close(fd)
+            raise NotFound("the VM is ending")
+        self.add_guests(fds[0], int(args.get("pid", 0)))
+        for fd in fds[1:]:
+            os.close(fd)
+        return {"pid": os.getpid()}
+
+    def guest_environment(self, socket: str, extra: dict[str, str]) -> dict[str, str]:
+        """The environment that guests start with."""
+        self.environment = {"UMVM_SOCKET": socket, "UMVM_NAME": self.name}
+        return {**os.environ, **self.environment, **extra}
+
+    def guest_pids(self) -> list[int]:
+        """The guests' process ids, as far as they can be found from the roots and our children."""
+        return [pid for pid in descendants([os.getpid(), *self.roots]) if _is_guest(pid)]
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Describe the guests, for `umvm ps`."""
+        rows: list[dict[str, Any]] = []
+        for pid in self.guest_pids():
+            try:
+                fields = status(pid)
+                rows.append(
+                    {
+                        "pid": pid,
+                        "ppid": int(fields[b"PPid"]),
+                        "uid": int(fields[b"Uid"].split()[1]),
+                        "state": fields[b"State"][:1].decode(),
+                        "comm": os.fsdecode(fields[b"Name"]),
+                        "cwd": os.fsdecode(self.shown(self.procs.cwd_link(pid))),
+                    }
+                )
+            except (OSError, KeyError):
+                continue
+        return rows
+
+    def named(self, link: bytes) -> Any:
+        """What a link into the shadow directory stands for: it has mount, path and deleted; or None."""
+        return self.files.named(link) or self.images.named(link) or self.specials.named(link)
+
+    def shown(self, link: bytes) -> bytes:
+        """A path as the guest sees it: a placeholder's link becomes the served path."""
+        named = self.named(link)
+        if named is None:
+            return link
+        return named.mount.outside(named.path) + (b" (deleted)" if named.deleted else b"")
+
+    # --- mounts ----------------------------------------------------------------------------------
+
+    def mount(
+        self, fstype: str, source: str, target: bytes, options: dict[str, str]
+    ) -> Mount:
+        """Mount a file system by its type. NotFound: unknown type; OSError: refused."""
+        module, factory = self.manager.filesystem(fstype)
+        own = {key: value for key, value in options.items() if key not in GENERIC}
+        _act_as_supervisor()
+        try:
+            fs = factory(source, own)
+        except (OSError, UmvmError):
+            raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise UmvmError(f"{fstype}: {error}") from error
+        return self.mount_object(fs, fstype, source, target, options, module)
+
+    def mount_object(
+        self, fs: FileSystem, fstype: str, source: str, target: bytes,
+        options: dict[str, str], module: str,
+    ) -> Mount:  # fmt: skip
+        """Mount a ready file system object on a path of the view, which must exist."""
+        _act_as_supervisor()
+        fs.init()
+        with self._lock:
+            point, directory = self._mount_point(target)
+            if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
+                number = errno.EISDIR if directory else errno.ENOTDIR
+                raise OSError(number, os.strerror(number), os.fsdecode(target))
+            mount = Mount(self.mount_table.next_id(), point, fs, fstype, source, dict(options), module)
+            mount.read_only = "ro" in options
+            self.mount_table.add(mount)
+            self._commit_mounts()
+        log.info("%s mounted on %s", fstype, os.fsdecode(point))
+        return mount
+
+    def _mount_point(self, target: bytes) -> tuple[bytes, bool]:
+        where = self.walk(target)
+        if where.mount is not None:
+            mode = (where.attr or where.mount.fs.getattr(where.inside)).mode
+        else:
+            mode = os.stat(where.path).st_mode
+        return where.path, stat.S_ISDIR(mode)
+
+    def walk(self, path: bytes) -> Any:
+        """Where an absolute path leads in the view."""
+        pid = os.getpid()
+        return self.mount_table.walk(pid, pid, b"/", path, FOLLOW, self)
+
+    def umount(self, target: bytes, force: bool = False, lazy: bool = False) -> None:
+        """Remove the topmost mount on `target`. NotFound: none; Busy: in use, and not forced."""
+        self.files.drain()
+        with self._lock:
+            try:
+                where = self.walk(target)
+                point = where.path
+            except OSError:
+                point = os.path.normpath(target)  # a broken file system must still come off
+            mount = self.mount_table.at(point)
+            if mount is None:
+                raise NotFound(f"{os.fsdecode(target)}: not mounted")
+            self.remove(mount, force, lazy)
+
+    def remove(self, mount: Mount, force: bool = False, lazy: bool = False) -> None:
+        """Take a mount out of the view. Busy: files are open, it is a cwd, or it has mounts."""
+        point = os.fsdecode(mount.point)
+        with self._lock:
+            if not force and not lazy:
+                if self.mounted_below(mount.point, mount):
+                    raise Busy(f"{point}: other mounts are on it")
+                if mount.uses:
+                    raise Busy(f"{point}: {mount.uses} open file{'s' * (mount.uses > 1)}")
+                standing = self._standing_in(mount)
+                if standing:
+                    raise Busy(f"{point}: working directory of process {standing[0]}")
+            self.mount_table.remove(mount)
+            mount.detached = True
+            self._commit_mounts()
+        self.files.sync_mount(mount)
+        if force and not lazy:
+            self.files.kill_mount(mount)
+        if not mount.uses:
+            self._destroy(mount)
+        log.info("%s unmounted from %s", mount.fstype, point)
+
+    def released(self, mount: Mount) -> None:
+        """An open file of a mount is gone for good (called by `files`)."""
+        if mount.detached and not mount.uses:
+            self._destroy(mount)
+
+    def _destroy(self, mount: Mount) -> None:
+        with self._lock:
+            if mount.destroyed:
+                return
+            mount.destroyed = True
+        self.files.forget_mount(mount)
+        self.specials.forget_mount(mount)
+        self.images.forget(mount)
+        try:
+            mount.fs.destroy()
+        except Exception:
+            log.exception("unmounting %s", os.fsdecode(mount.point))
+
+    def _commit_mounts(self) -> None:
+        self.engine.set_view(self.mount_table.points())
+        self.engine.forget_paths()
+        self.state_changed()
+
+    def _standing_in(self, mount: Mount) -> list[int]:
+        found = []
+        for pid in self.guest_pids():
+            try:
+                named = self.files.named(self.procs.cwd_link(pid))
+            except OSError:
+                continue
+            if named is not None and named.mount is mount:
+                found.append(pid)
+        return found
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """Describe the mounts in mount order, for `umvm mounts`."""
+        return [
+            {
+                "type": mount.fstype,
+                "source": mount.source,
+                "target": os.fsdecode(mount.point),
+                "options": mount.options,
+                "module": mount.module,
+                "uses": mount.uses,
+            }
+            for mount in list(self.mount_table.all)
+        ]
+
+    def mounts_of(self, module: str) -> int:
+        """The number of mounts that a module serves."""
+        return sum(1 for mount in self.mount_table.all if mount.module == module)
+
+    def mounted_below(self, path: bytes, own: Mount | None = None) -> bool:
+        """Is a mount on this path or below it (other than `own`)?"""
+        prefix = path.rstrip(b"/") + b"/"
+        return any(
+            mount is not own and (mount.point == path or mount.point.startswith(prefix))
+            for mount in self.mount_table.all
+        )
+
+    def sync_mappings(self) -> None:
+        """Write back what guests stored through shared mappings."""
+        self.files.sync()
+
+    # --- end -------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """End all guests: each is killed now, or with the next call it makes."""
+        self.closing = True
+        self.engine.set_hooks(table.trapped_numbers())
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        self.init.kill()
+        for pid in self.guest_pids():
+            kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the guests, unmount everything, stop the modules, remove the shadow directory."""
+        self.shutdown()
+        until = time.monotonic() + SHUTDOWN_WAIT
+        while self._listeners and not self.ended.wait(0.02) and time.monotonic() < until:
+            self._kill_all()
+        self.files.drain()
+        for mount in reversed(list(self.mount_table.all)):
+            try:
+                self.remove(mount, force=True)
+            except Exception:
+                log.exception("unmounting %s", os.fsdecode(mount.point))
+        self.manager.close()
+        self.files.close()
+        self.shadow.close()
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal; a process that is gone is no error."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _act_as_supervisor() -> None:
+    set_caller(Caller(os.geteuid(), os.getegid(), os.getpid(), tuple(os.getgroups())))
+
+
+def _is_guest(pid: int) -> bool:
+    """Guests run under a filter; helper programs of modules don't."""
+    try:
+        return status(pid).get(b"Seccomp") == b"2"
+    except OSError:
+        return False
