@@ -22,6 +22,7 @@ cdef extern from "pathwalk.h":
 
 cdef extern from "agent/layout.h":
     const uint32_t UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE, UMVM_ROUTE, UMVM_STUBS, UMVM_SELF
+    const uint32_t UMVM_STATE
     const int UMVM_VIEWS, UMVM_VIEW_ROOM, UMVM_TEXTS, UMVM_MAILBOXES, UMVM_MAX_NR
     const uint64_t UMVM_ENV_STAMP
     struct umvm_kind:
@@ -37,6 +38,9 @@ cdef extern from "agent/layout.h":
         uint64_t size
         uint64_t mtime
         uint64_t ctime
+        uint32_t id_offset
+        uint32_t id_length
+        uint8_t id[24]
         uint64_t offset
         uint64_t length
         uint64_t vaddr
@@ -58,25 +62,25 @@ cdef extern from "agent/layout.h":
         uint64_t view
         uint64_t names[16]
         uint32_t texts_used
+        uint16_t text_index[8192]
         umvm_text texts[4096]
         char views[12][16384]
     struct umvm_mailbox:
         uint32_t owner
         uint32_t count
-        char program[4096]
-        char name[4096]
-        char front[8192]
-        char loader[512]
+        uint32_t name
+        uint32_t front
+        uint64_t execs
+        uint64_t loads
+        char loader[480]
+        char text[15872]
     struct umvm_state:
         uint64_t since
         uint64_t cwd_epoch
+        uint32_t traced
         uint64_t gated
         uint64_t walked
-        uint64_t execs
-        uint64_t loads
-        uint64_t patched
         uint64_t unpatched
-        uint32_t traced
         umvm_mailbox mailboxes[64]
     struct umvm_self:
         void *entry
@@ -110,7 +114,7 @@ AGENT_BASE, AGENT_MASK, GATE = UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE
 STUBS, ENTRY, BASES = UMVM_STUBS, UMVM_SELF, umvm_bases_at
 FLOWS = (
     "run gate active fd fds path follow stat open access readlink move chdir fchdir getcwd exec mmap "
-    "clone address sendto sendmsg ptrace hooked prctl"
+    "clone address sendto sendmsg ptrace hooked prctl sockname"
 ).split()
 
 cdef uint64_t _mix(uint64_t h, uint64_t word) noexcept:
@@ -136,37 +140,37 @@ cdef uint64_t _hash(bytes text):
 
 @cython.final
 cdef class Area:
-    """The two shared files, `DIR/route` (guests read it) and `DIR/state`, mapped here."""
+    """The shared file `DIR/area`, mapped here."""
     cdef umvm_route_area *route
     cdef umvm_state *state
-    cdef object _maps
+    cdef object _map
+    cdef unsigned char *_memory
+    cdef bytearray _taken  # which pages of stubs are in use
     cdef int _turn
     cdef readonly bytes directory
 
     def __cinit__(self, bytes directory not None, bytes shadow not None, bytes cache not None,
                   kinds, uint32_t mode=0o600):
-        """Make the files in ``directory``; ``shadow`` is how its paths begin, ``cache`` where patched
+        """Make the file in ``directory``; ``shadow`` is how its paths begin, ``cache`` where patched
         copies are, ``kinds`` maps a call's number to (flow, fd, paths, dirs, flags, nofollow)."""
         cdef unsigned char[::1] view
         cdef int nr, i
         if len(shadow) >= 200 or len(cache) >= 500:
             raise OSError(36, os.strerror(36))
         self.directory = directory
-        self._maps = []
-        for name, size, bits in ((b"route", sizeof(umvm_route_area), mode & 0o644),
-                                 (b"state", sizeof(umvm_state), mode)):
-            fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.ftruncate(fd, size)
-                os.fchmod(fd, bits)
-                self._maps.append(mmap.mmap(fd, size))
-                device = os.fstat(fd).st_dev
-            finally:
-                os.close(fd)
-        view = self._maps[0]
-        self.route = <umvm_route_area *>&view[0]
-        view = self._maps[1]
-        self.state = <umvm_state *>&view[0]
+        self._taken = bytearray((UMVM_GATE - UMVM_STUBS) // 4096)
+        fd = os.open(os.path.join(directory, b"area"), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.ftruncate(fd, UMVM_GATE - UMVM_AGENT_BASE)
+            os.fchmod(fd, mode)
+            self._map = mmap.mmap(fd, UMVM_GATE - UMVM_AGENT_BASE)
+            device = os.fstat(fd).st_dev
+        finally:
+            os.close(fd)
+        view = self._map
+        self._memory = &view[0]
+        self.route = <umvm_route_area *>(self._memory + (UMVM_ROUTE - UMVM_AGENT_BASE))
+        self.state = <umvm_state *>(self._memory + (UMVM_STATE - UMVM_AGENT_BASE))
         self.route.shadow_dev = device
         self.route.shadow_len = len(shadow)
         self.route.owner = os.geteuid()
@@ -258,29 +262,46 @@ cdef class Area:
         """A process may stand in another directory without its agent knowing."""
         self.state.cwd_epoch += 1
 
-    def add_text(self, key, length, vaddr, stub, stub_length, copy_size, bytes name):
+    def add_text(self, key, length, vaddr, stub, bytes stubs not None, copy_size, bytes name,
+                 id_offset=0, bytes build_id=b""):
         """Tell agents of a patched file; ``key`` is (dev, ino, size, mtime_ns, ctime_ns, offset).
-        ``stub_length`` 0: it was looked at and stays as it is. False: the table is full."""
+        Without ``stubs`` it was looked at and stays as it is. ``build_id``, if any, is at
+        ``id_offset`` in the file. False: the table is full, or others are at the address ``stub``:
+        guests may be in them."""
         cdef uint64_t h
         cdef umvm_text *t
+        cdef uint16_t *slot
         cdef int i
         dev, ino, size, mtime, ctime, offset = key
-        if self.route.texts_used >= UMVM_TEXTS * 3 // 4:
-            return False
+        first, last = (stub - UMVM_STUBS) // 4096, (stub + len(stubs) - 1 - UMVM_STUBS) // 4096
+        there = stub - UMVM_AGENT_BASE
+        if stubs:
+            if stub < UMVM_STUBS or stub + len(stubs) > UMVM_GATE:
+                return False
+            if any(self._taken[first:last + 1]) and self._map[there:there + len(stubs)] != stubs:
+                return False
+            self._map[there:there + len(stubs)] = stubs
+            self._taken[first:last + 1] = b"\1" * (last + 1 - first)
         h = _mix(_mix(dev, ino), offset >> 12)
-        for i in range(UMVM_TEXTS):
-            t = &self.route.texts[(h + i) % UMVM_TEXTS]
-            if t.ino == 0 or (t.dev == dev and t.ino == ino and t.offset == offset):
+        for i in range(2 * UMVM_TEXTS):
+            slot = &self.route.text_index[(h + i) % (2 * UMVM_TEXTS)]
+            t = &self.route.texts[slot[0] - 1] if slot[0] else &self.route.texts[self.route.texts_used]
+            if slot[0] == 0 or (t.dev == dev and t.ino == ino and t.offset == offset):
                 break
-        if t.ino == 0:
-            self.route.texts_used += 1
+        if slot[0] == 0 and self.route.texts_used >= <uint32_t>UMVM_TEXTS - 1:
+            return False
         t.ino = 0
+        t.id_offset, t.id_length = id_offset, min(len(build_id), 24)
+        memcpy(t.id, <const char *>build_id, t.id_length)
         t.dev, t.size, t.mtime, t.ctime, t.offset = dev, size, mtime, ctime, offset
         t.length, t.vaddr, t.copy_size = length, vaddr, copy_size
-        t.stub, t.stub_length = stub, stub_length
+        t.stub, t.stub_length = stub, len(stubs)
         memset(t.name, 0, 40)
         memcpy(t.name, <const char *>name, min(len(name), 39))
         t.ino = ino
+        if slot[0] == 0:
+            self.route.texts_used += 1
+            slot[0] = self.route.texts_used
         return True
 
     def put(self, uint32_t owner, bytes program, bytes name, front):
@@ -289,7 +310,8 @@ cdef class Area:
         cdef int i
         cdef umvm_mailbox *m = NULL
         words = b"".join(word + b"\0" for word in front)
-        if len(program) > 4095 or len(name) > 4095 or len(words) > 8192:
+        text = program + b"\0" + name + b"\0" + words
+        if len(program) > 4095 or len(name) > 4095 or len(text) > <Py_ssize_t>sizeof(m.text):
             return None
         for i in range(UMVM_MAILBOXES):
             if self.state.mailboxes[i].owner == 0:
@@ -298,26 +320,30 @@ cdef class Area:
                 break
         else:
             return None
-        memcpy(m.program, <const char *>program, len(program) + 1)
-        memcpy(m.name, <const char *>name, len(name) + 1)
-        memcpy(m.front, <const char *>words, len(words))
+        memcpy(m.text, <const char *>text, len(text))
+        m.name = 0 if program == name else len(program) + 1
+        m.front = len(program) + len(name) + 2
         m.count = len(front)
         return <bytes>m.loader
 
-    def exe(self, int pid):
-        """The program of a process that the loader loaded. OSError: it can't be read."""
-        cdef char text[4096]
-        cdef long n = umvm_copy(pid, text, umvm_exe_at, 4096, 0)
-        if n < 4096:
-            raise OSError(-n if n < 0 else 14, "not loaded by umvm")
-        text[4095] = 0
-        return <bytes>text
-
     def counts(self):
         """What agents did: asked, walked, executed, loaded, mappings patched and not patched."""
-        return {"gated": self.state.gated, "walked": self.state.walked, "execs": self.state.execs,
-                "loads": self.state.loads, "patched": self.state.patched,
+        cdef uint64_t execs = 0, loads = 0
+        for i in range(UMVM_MAILBOXES):
+            execs += self.state.mailboxes[i].execs
+            loads += self.state.mailboxes[i].loads
+        return {"gated": self.state.gated, "walked": self.state.walked, "execs": execs, "loads": loads,
                 "unpatched": self.state.unpatched}
+
+
+def exe(int pid):
+    """The program of a process that the loader loaded. OSError: its memory can't be read."""
+    cdef char[4096] text
+    cdef long n = umvm_copy(pid, <char *>text, umvm_exe_at, 4096, 0)
+    if n < 4096:
+        raise OSError(-n if n < 0 else 14, "not loaded by umvm")
+    text[4095] = 0
+    return <bytes><char *>text
 
 
 def text_hash(bytes text not None):

@@ -115,8 +115,19 @@ static int umvm_delete_one(const char *path, const struct stat *st, int type, st
     return 0;
 }
 
+/* A child of init ended: if it is the first guest, the supervisor is told. */
+static void umvm_reaped(struct umvm_shared *shared, int events, pid_t pid, int status)
+{
+    if (pid != shared->guest)
+        return;
+    struct umvm_event e = {'E', status};
+    shared->guest = 0;
+    if (write(events, &e, sizeof e) < 0)
+        return; /* the supervisor is gone, as its death signal will tell */
+}
+
 /* Kills our children until none is left: theirs become ours as we are a subreaper. */
-static void umvm_kill_all(void)
+static void umvm_kill_all(struct umvm_shared *shared, int events)
 {
     char name[64], text[4096];
     snprintf(name, sizeof name, "/proc/self/task/%d/children", getpid());
@@ -132,8 +143,10 @@ static void umvm_kill_all(void)
                 break;
             kill(pid, SIGKILL);
         }
-        if (waitpid(-1, &status, 0) < 0 && errno == ECHILD)
+        pid_t pid = waitpid(-1, &status, 0);
+        if (pid < 0 && errno == ECHILD)
             return;
+        umvm_reaped(shared, events, pid, status);
     }
 }
 
@@ -149,6 +162,7 @@ static void umvm_init(const struct umvm_start *s, struct umvm_shared *shared, in
     pid_t guest = fork();
     if (guest == 0) {
         close(events);
+        shared->guest = getpid(); /* before the supervisor hears of us, and looks */
         umvm_child(s);
     }
     close(s->sock);
@@ -159,17 +173,10 @@ static void umvm_init(const struct umvm_start *s, struct umvm_shared *shared, in
         int status;
         pid_t p;
         while ((p = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
-            if (p != guest)
-                continue;
-            if (WIFSTOPPED(status)) {
-                if (getpgid(p) == getpgrp())
-                    kill(getppid(), SIGSTOP); /* the shell should see its job stop */
-                continue;
-            }
-            shared->guest = 0;
-            struct umvm_event e = {'E', status};
-            if (write(events, &e, sizeof e) < 0)
-                break;
+            if (!WIFSTOPPED(status))
+                umvm_reaped(shared, events, p, status);
+            else if (p == shared->guest && getpgid(p) == getpgrp())
+                kill(getppid(), SIGSTOP); /* the shell should see its job stop */
         }
         if (p < 0 && errno == ECHILD) {
             struct umvm_event e = {'Z', 0};
@@ -178,9 +185,9 @@ static void umvm_init(const struct umvm_start *s, struct umvm_shared *shared, in
         siginfo_t info;
         int got = sigwaitinfo(&all, &info);
         if (got == SIGUSR2)
-            umvm_kill_all();
+            umvm_kill_all(shared, events);
         if (got == SIGUSR1) {
-            umvm_kill_all();
+            umvm_kill_all(shared, events);
             for (char *path = shared->paths; *path; path += strlen(path) + 1)
                 nftw(path, umvm_delete_one, 16, FTW_DEPTH | FTW_PHYS);
             _exit(1);

@@ -153,7 +153,8 @@ def spawn(bytes program, list paths, list argv, list envp, ignored=0, open_files
         number = listener
     if number < 0:
         ours.close()
-        os.kill(guest, signal.SIGKILL)
+        if guest > 0:
+            os.kill(guest, signal.SIGKILL)
         raise OSError(-number, f"seccomp listener: {os.strerror(-number)}")
     return Launched(guest, number, ours)
 

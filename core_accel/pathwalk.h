@@ -1,7 +1,7 @@
 /* One walk from a path to (mount, canonical path): path_resolution(7) over a table of mounts.
 
    Freestanding: no libc, no allocation, no recursion; what lies at a path is asked of a callback.
-   All memory is one `struct umvm_walk` (20 kB) of the caller's. Behaviour follows fs/namei.c of
+   All memory is one `struct umvm_walk` (32 kB) of the caller's. Behaviour follows fs/namei.c of
    Linux 6.x (link_path_walk, step_into, follow_dotdot, nd_jump_root, nd_jump_link). */
 #ifndef UMVM_PATHWALK_H
 #define UMVM_PATHWALK_H
@@ -9,7 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define UMVM_PATH_MAX 4096u /* with the NUL */
+#define UMVM_PATH_MAX 4096u /* of a text, with the NUL */
+#define UMVM_PLACE_MAX 16384u /* of a canonical path: a long text may start deep in a mount */
 #define UMVM_NAME_MAX 255u
 #define UMVM_LINKS_MAX 40u
 #ifndef UMVM_REST_MAX
@@ -61,7 +62,7 @@ struct umvm_walk {
 
     /* where the walk is; in the end: its result */
     uint32_t mount, len;
-    char path[UMVM_PATH_MAX + 4]; /* with a NUL */
+    char path[UMVM_PLACE_MAX + 4]; /* with a NUL */
     int missing, slash, last_dot; /* last_dot: 1 ".", 2 ".." */
     int served;                   /* the walk touched a served mount, or a virtual root */
 
@@ -326,7 +327,7 @@ static inline int umvm_component(const struct umvm_view *v, struct umvm_walk *w,
         int e = umvm_ask_dir(w, 2); /* who may not search the directory isn't told about names */
         return e ? e : -ENAMETOOLONG;
     }
-    if (w->len + 1 + n >= UMVM_PATH_MAX)
+    if (w->len + 1 + n >= UMVM_PLACE_MAX)
         return -ENAMETOOLONG;
     w->path[w->len] = '/';
     __builtin_memcpy(w->path + w->len + 1, name, n);
@@ -396,7 +397,7 @@ static inline int umvm_walk(const struct umvm_view *v, struct umvm_walk *w, cons
     w->root_known = (len && path[0] == '/') || umvm_is_scoped(w);
     if (len == 0)
         return -ENOENT;
-    if (len >= UMVM_PATH_MAX || base_len >= UMVM_PATH_MAX)
+    if (len >= UMVM_PATH_MAX || base_len >= UMVM_PLACE_MAX)
         return -ENAMETOOLONG;
     if ((flags & UMVM_WALK_BENEATH) && (flags & UMVM_WALK_IN_ROOT))
         return -EINVAL;

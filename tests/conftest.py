@@ -22,6 +22,7 @@ from harness import (
     make_runtime,
     open_descriptors,
 )
+from vfs_oracle import Oracle
 
 _serial = itertools.count(1)
 _PROBLEM = re.compile(r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*$|^Traceback .*$", re.MULTILINE)
@@ -115,6 +116,12 @@ def assert_same(runner: Runner, tmp_path: Path) -> Callable[..., Result]:
         return vm
 
     return check
+
+
+@pytest.fixture
+def same_on_tmpfs(runner: Runner) -> Oracle:
+    """`same_on_tmpfs(body, …)`: the host's tmpfs and memory in a VM give the same output."""
+    return Oracle(runner)
 
 
 @pytest.fixture(scope="session")

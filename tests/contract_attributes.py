@@ -310,6 +310,10 @@ class AttributesContract(ContractBase):
         time.sleep(0.02)
         _read_once(fs)
         assert OLD < first == fs.getattr(b"/f").atime_ns
+        later = time.time_ns() + 10**13
+        fs.utimens(b"/f", later, later + 1)
+        _read_once(fs)
+        assert fs.getattr(b"/f").atime_ns < later  # older than mtime, though not than ctime
 
     # --- sizes ---------------------------------------------------------------------------------
 

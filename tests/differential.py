@@ -26,7 +26,7 @@ from umvm.interfaces.filesystem import Attr, FileHandle, FileSystem, set_caller
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
-RUNS = 40
+RUNS = 25
 STEPS = 1500
 DIRECTORIES = (b"", b"/a", b"/b", b"/a/c", b"/a/c/d", b"/b/e")
 LEAVES = (b"f", b"g", b"h", b"a", b"b", b"c", b"d", b"e", b"n" * 255, b"n" * 256)
@@ -133,17 +133,19 @@ class Oracle(FileSystem):
     def fallocate(self, path: bytes, fh: FileHandle, mode: int, offset: int, length: int) -> None:
         _libc_call("fallocate", fh, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
         return os.getxattr(self.path(path), name, follow_symlinks=False)
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         os.setxattr(self.path(path), name, value, flags, follow_symlinks=False)
 
-    def listxattr(self, path: bytes) -> list[bytes]:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> list[bytes]:
         found = os.listxattr(self.path(path), follow_symlinks=False)
         return [os.fsencode(name) for name in found]
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         os.removexattr(self.path(path), name, follow_symlinks=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -54,3 +55,42 @@ class Recorder(FUSE.Operations):  # type: ignore[misc]
 
 class Empty:
     """Has no operation at all."""
+
+
+def outcome(fs: FuseAdapter, call: Call) -> Any:
+    """What a call gives, or its errno."""
+    try:
+        return call(fs)
+    except OSError as error:
+        return error.errno
+
+
+CALLS: list[tuple[Call, tuple[Any, ...]]] = [
+    (lambda fs: fs.getattr(b"/a"), ("getattr", "/a", None)),
+    (lambda fs: fs.getattr(b"/a", 5), ("getattr", "/a", 5)),
+    (lambda fs: fs.access(b"/a", 6), ("access", "/a", 6)),
+    (lambda fs: fs.chmod(b"/a", 0o600), ("chmod", "/a", REG | 0o600)),
+    (lambda fs: fs.chown(b"/a", 3, -1), ("chown", "/a", 3, -1)),
+    (lambda fs: fs.chown(b"/a", 0xFFFFFFFF, 4), ("chown", "/a", -1, 4)),
+    (lambda fs: fs.truncate(b"/a", 9), ("truncate", "/a", 9)),
+    (lambda fs: fs.truncate(b"/a", 9, 5), ("truncate", "/a", 9, 5)),
+    (lambda fs: fs.utimens(b"/a", 1_500_000_000, 2), ("utimens", "/a", (1.5, 2e-9))),
+    (lambda fs: fs.mknod(b"/p", stat.S_IFIFO | 0o600, 0), ("mknod", "/p", stat.S_IFIFO | 0o600, 0)),
+    (lambda fs: fs.mkdir(b"/d", 0o755), ("mkdir", "/d", 0o755)),
+    (lambda fs: fs.unlink(b"/a"), ("unlink", "/a")),
+    (lambda fs: fs.rmdir(b"/d"), ("rmdir", "/d")),
+    (lambda fs: fs.symlink(b"to/where", b"/l"), ("symlink", "/l", "to/where")),
+    (lambda fs: fs.link(b"/old", b"/new"), ("link", "/new", "/old")),
+    (lambda fs: fs.rename(b"/old", b"/new"), ("rename", "/old", "/new")),
+    (lambda fs: fs.opendir(b"/d"), ("opendir", "/d")),
+    (lambda fs: fs.fsyncdir(b"/d", 7, True), ("fsyncdir", "/d", 1, 7)),
+    (lambda fs: fs.releasedir(b"/d", 7), ("releasedir", "/d", 7)),
+    (lambda fs: fs.open(b"/a", os.O_RDWR), ("open", "/a", os.O_RDWR)),
+    (lambda fs: fs.create(b"/a", 0o640, os.O_RDWR), ("create", "/a", REG | 0o640)),
+    (lambda fs: fs.flush(b"/a", 5), ("flush", "/a", 5)),
+    (lambda fs: fs.fsync(b"/a", 5, False), ("fsync", "/a", 0, 5)),
+    (lambda fs: fs.release(b"/a", 5), ("release", "/a", 5)),
+    (lambda fs: fs.setxattr(b"/a", b"user.n", b"v", 1), ("setxattr", "/a", "user.n", b"v", 1)),
+    (lambda fs: fs.removexattr(b"/a", b"user.n"), ("removexattr", "/a", "user.n")),
+]
+"""Calls of the adapter, and what they ask the object for in the end."""

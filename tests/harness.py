@@ -180,6 +180,8 @@ class Runner:
         leaks = [f"process left: {pid} {name}" for pid, name in left.items()]
         wait_until(lambda: not leftovers(self.runtime), GRACE if not leaks else 1)
         leaks += [f"file left: {path}" for path in leftovers(self.runtime)]
+        for path in self.runtime.iterdir():  # so that the next test starts afresh
+            shutil.rmtree(path, ignore_errors=True)
         return leaks
 
 

@@ -38,11 +38,6 @@ def guarded(task: Callable[[], int]) -> int:
         return 130
     except UmvmError as error:
         return complain(str(error), error.exit_code)
-    except BrokenPipeError:
-        import os
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
-        return 128 + 13
     except OSError as error:
         return complain(in_a_line(error), exit_code_of(error.errno))
     return status

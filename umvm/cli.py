@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -250,6 +251,7 @@ def doctor(as_json: bool) -> int:
     from umvm.doctor import examine
 
     checks = examine()
+    _end_by_sigpipe()
     rows = [check._asdict() for check in checks]
     if as_json:
         _show(rows, (), True)
@@ -299,6 +301,7 @@ def _call(vm_name: str | None, verb: str, **args: object) -> Any:
 
 def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows as JSON or as a table; a column that no row has is left out."""
+    _end_by_sigpipe()
     if as_json:
         import json
 
@@ -312,6 +315,11 @@ def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool)
         pairs = zip(line, widths, strict=True)
         text = "  ".join(cell.ljust(width) for cell, width in pairs).rstrip()
         click.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _end_by_sigpipe() -> None:
+    """Let `umvm ps | head` end as other programs do (Python ignores SIGPIPE)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _cell(value: object) -> str:

@@ -10,17 +10,28 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from umvm import plugins
 from umvm.errors import Busy, Exists, NotFound, UmvmError
-from umvm.routes import FileSystemFactory, FsType, Route, SyscallClass, SyscallHandler
+from umvm.routes import (
+    FileSystemFactory,
+    FsType,
+    Identity,
+    Route,
+    SyscallClass,
+    SyscallHandler,
+    Verb,
+)
 from umvm.specs import is_path
+from umvm.syscalls.classes import expand
 
 if TYPE_CHECKING:
     import pluggy
+
+    from umvm.interfaces.identity import Identity as IdentityObject
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +43,15 @@ SERVING = (LIVE, RELOADING)
 class Host(Protocol):
     """What the manager needs of the VM."""
 
-    def commit_hooks(self, hooks: dict[str, list[Callable[..., Any]]], /) -> object:
-        """Replace the system call hooks, by system call name, first asked first."""
+    def commit_hooks(
+        self,
+        hooks: dict[str, list[Callable[..., Any]]],
+        identity: IdentityObject | None,
+        events: Iterable[str],
+        /,
+    ) -> object:
+        """Replace the system call hooks, by system call name, first asked first; the identity that
+        is active; and the events that are listened to."""
 
     def mounts_of(self, module: str, /) -> int:
         """Return the number of mounts that a module serves."""
@@ -65,6 +83,8 @@ class _Module:
         self.plugin: ModuleType | None = None
         self.filesystems: dict[str, FileSystemFactory] = {}
         self.hooks: list[SyscallClass] = []
+        self.identity: IdentityObject | None = None
+        self.verbs: dict[str, Callable[[dict[str, Any]], object]] = {}
 
 
 class ModuleManager:
@@ -165,6 +185,13 @@ class ModuleManager:
     def wants_events(self) -> bool:
         """Does any module listen to process events?"""
         return bool(self._listeners)
+
+    def verb(self, name: str) -> Callable[[dict[str, Any]], object] | None:
+        """What answers a control request of a module's own; None: no module has it."""
+        with self._lock:
+            live = [module for module in self._modules.values() if module.state in SERVING]
+        found = [module.verbs[name] for module in live if name in module.verbs]
+        return found[-1] if found else None
 
     def process_started(self, process: object, parent: object) -> None:
         """Tell the modules about a new guest process."""
@@ -282,14 +309,20 @@ class ModuleManager:
         hooks: dict[str, list[SyscallHandler]] = {}
         for module in reversed(live):
             for route in module.hooks:
-                for syscall in route.names:
+                for syscall in expand(route.names):
                     hooks.setdefault(syscall, []).append(route.handler)
         listeners = {
             event: [module for module in live if hasattr(module.plugin, event)] for event in EVENTS
         }
-        self._vm.commit_hooks(hooks)
-        self.filesystems = filesystems
+        identities = [module.identity for module in live if module.identity is not None]
+        before = self._listeners
         self._listeners = {event: modules for event, modules in listeners.items() if modules}
+        try:
+            self._vm.commit_hooks(hooks, identities[-1] if identities else None, self._listeners)
+        except BaseException:
+            self._listeners = before
+            raise
+        self.filesystems = filesystems
 
     def _autoload(self, fstype: str) -> None:
         """Load the installed module that has a file system type: first by its own name."""
@@ -333,6 +366,10 @@ def _add_route(module: _Module, route: Route) -> None:
             module.filesystems[name] = factory
         case SyscallClass():
             module.hooks.append(route)
+        case Identity(answers):
+            module.identity = answers
+        case Verb(name, handler):
+            module.verbs[name] = handler
         case _:
             raise UmvmError(
                 f"module {module.name}: umvm_start returned {route!r}, which is not a route"

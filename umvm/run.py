@@ -45,6 +45,7 @@ def run(
     chdir: str | None = None,
     env: dict[str, str] | None = None,
     log_file: str | None = None,
+    engine: str = "notify",
 ) -> int:
     """Run a command in a new VM; its exit status (128+signal). OSError: it can't be executed."""
     if is_guest():
@@ -59,9 +60,10 @@ def run(
     from umvm.control.verbs import dispatch
     from umvm.vm import VirtualMachine
 
+    engine = choose_engine(engine)
     name = name or f"vm{os.getpid()}"
     path = socket_path(name)
-    vm = VirtualMachine(name)
+    vm = VirtualMachine(name, engine)
     try:
         vm.init.clean_up([os.fsencode(path), vm.shadow.path])
         with Server(path, dispatch(vm)):
@@ -74,8 +76,9 @@ def run(
                 vm.mount(mount.fstype, mount.source, target, mount.options)
             sys.stdout.flush()
             launched = _spawn(
-                command, vm.guest_environment(str(path), env or {}), ignored, files, chdir, vm.init
-            )
+                command, vm.guest_environment(str(path), env or {}), ignored, files, chdir, vm.init,
+                engine,
+            )  # fmt: skip
             vm.add_guests(launched.listener, launched.pid)
             threading.Thread(target=_pass_signals_on, args=(vm,), daemon=True).start()
             error = launched.go()
@@ -85,6 +88,21 @@ def run(
     finally:
         vm.close()
     return exit_status(status)
+
+
+def choose_engine(wanted: str) -> str:
+    """The engine to use for "notify", "agent" or "auto". UmvmError: there is no agent here."""
+    if wanted == "notify":
+        return wanted
+    from umvm.agent.service import available
+
+    reason = available()
+    if reason is None:
+        return "agent"
+    if wanted == "agent":
+        raise UmvmError(f"--engine agent: {reason}")
+    log.info("no agent: %s", reason)
+    return "notify"
 
 
 def _wait(vm: VirtualMachine, kill_on_exit: bool) -> int:
@@ -119,13 +137,19 @@ def _pass_signals_on(vm: VirtualMachine) -> None:
 
 def _spawn(
     command: Sequence[str], env: dict[str, str], ignored: int, files: tuple[int, int],
-    chdir: str | None, init: launch.Init | None,
+    chdir: str | None, init: launch.Init | None, engine: str,
 ) -> launch.Launched:  # fmt: skip
     from umvm.syscalls import bpf, table
 
+    agent = None
+    if engine == "agent":
+        from core_accel.agentarea import AGENT_BASE, AGENT_MASK
+
+        agent = (AGENT_BASE, AGENT_MASK)
+
     argv = [os.fsencode(word) for word in command]
     return launch.spawn(
-        bpf.program(table.ROWS),
+        bpf.program(table.ROWS, agent=agent),
         candidates(command[0], env.get("PATH", os.defpath)),
         argv,
         [os.fsencode(f"{key}={value}") for key, value in env.items()],
@@ -143,7 +167,7 @@ def candidates(program: str, path: str) -> list[bytes]:
     return [os.fsencode(os.path.join(place or ".", program)) for place in path.split(":")]
 
 
-def enter(name: str, command: Sequence[str]) -> int:
+def enter(name: str | None, command: Sequence[str]) -> int:
     """Run a command in a running VM, as a child of ours; its exit status."""
     from umvm._version import __version__
     from umvm.control import client, protocol
@@ -158,8 +182,9 @@ def enter(name: str, command: Sequence[str]) -> int:
     ignored = _ignored_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     launched = _spawn(
-        command, {**os.environ, **info["environment"]}, ignored, (0, 0), None, None
-    )
+        command, {**os.environ, **info["environment"]}, ignored, (0, 0), None, None,
+        info.get("engine", "notify"),
+    )  # fmt: skip
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(str(path))
     request = {"v": protocol.VERSION, "verb": "attach", "args": {"pid": launched.pid}}
@@ -210,7 +235,7 @@ def is_guest() -> bool:
 
 def _refuse(command: Sequence[str], chdir: str | None, error: int) -> NoReturn:
     if error < 0:
-        raise UmvmError(f"{chdir}: {os.strerror(-error)}")
+        raise OSError(-error, os.strerror(-error), chdir)
     raise OSError(error, os.strerror(error), command[0])
 
 

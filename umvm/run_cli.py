@@ -31,6 +31,7 @@ OPTIONS = (
     Option(("--name",), "name", ONE, "NAME", "Name of the VM (default: chosen by umvm)."),
     Option(("-m", "--module"), "modules", MANY, "SPEC[,opt=val]", "Load a module first."),
     Option(("--mount",), "mounts", MANY, "TYPE:SOURCE:TARGET[:opts]", "Mount first."),
+    Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (notify)."),
     Option(("--kill-on-exit",), "kill_on_exit", FLAG, "", "End all processes with the first one."),
     Option(("-C", "--chdir"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
     Option(("-e", "--env"), "env", MANY, "NAME=VALUE", "Set a variable for CMD."),
@@ -42,7 +43,15 @@ OPTIONS = (
 _BY_NAME = {name: option for option in OPTIONS for name in option.names}
 _EMPTY = {FLAG: False, COUNT: 0, ONE: None, MANY: ()}
 
-SETTINGS = {"name": str, "modules": list, "mounts": list, "kill_on_exit": bool, "env": dict}
+ENGINES = ("notify", "agent", "auto")
+SETTINGS = {
+    "name": str,
+    "modules": list,
+    "mounts": list,
+    "kill_on_exit": bool,
+    "env": dict,
+    "engine": str,
+}
 """The keys of a settings file and their types."""
 
 
@@ -84,6 +93,7 @@ def run(
     profile: str | None,
     verbose: int,
     log: str | None,
+    engine: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -99,6 +109,9 @@ def run(
 
         settings = files.read(config if config is not None else files.profile(str(profile)))
     name = name or settings.get("name")
+    engine = engine or settings.get("engine") or "notify"
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}: expected {', '.join(ENGINES)}")
     all_modules = [*settings.get("modules", ()), *modules]
     all_mounts = [*settings.get("mounts", ()), *mounts]
     if name is not None:
@@ -122,6 +135,7 @@ def run(
             chdir=chdir,
             env=variables,
             log_file=log,
+            engine=engine,
         )
     except OSError as error:
         raise exec_error(argv[0], error) from error

@@ -9,29 +9,35 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
 from core_accel.launch import Init
 from core_accel.request import Reply, Request
+from umvm import standin
+from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
+from umvm.guest.events import Events
 from umvm.guest.files import Files
 from umvm.guest.images import Images
+from umvm.guest.marks import Marks
 from umvm.guest.mounts import FOLLOW, Mount, MountTable
 from umvm.guest.proc import Proc
 from umvm.guest.process import Processes, descendants, status
 from umvm.guest.shadow import Shadow
 from umvm.guest.specials import Specials
 from umvm.interfaces.filesystem import Caller, FileSystem, set_caller
+from umvm.interfaces.identity import Identity
 from umvm.manager import ModuleManager
 from umvm.syscalls import table
-from umvm.syscalls.families import HANDLERS
 from umvm.syscalls.kinds import KINDS
+
+if TYPE_CHECKING:
+    from umvm.agent.engine import AgentEngine
 
 log = logging.getLogger(__name__)
 
-Hook = Callable[[Request], Reply | None]
 GENERIC = frozenset(
     "defaults rw ro suid nosuid dev nodev exec noexec relatime noatime strictatime async sync "
     "nodiratime _netdev user users owner group auto noauto nofail".split()
@@ -46,7 +52,8 @@ class VirtualMachine:
     Made ready by the constructor; `engine.add_listener` gives it guests. `close` ends it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, engine: str = "notify") -> None:
+        """`engine`: "notify", or "agent" for guests with an agent (umvm.agent)."""
         self.name = name
         self.closing = False
         self.ended = threading.Event()
@@ -54,57 +61,52 @@ class VirtualMachine:
         self.environment: dict[str, str] = {}
         self._lock = threading.RLock()
         self._listeners = 0
-        self._hooks: dict[int, list[Hook]] = {}
-        self._handlers: list[Any] = [None] * (max(row.nr for row in table.ROWS) + 1)
-        for call, handler in HANDLERS.items():
-            self._handlers[table.nr(call)] = handler
+        self.identity: Identity | None = None
+        self.marks = Marks()
+        self.events = Events(self)
+        self.calls = Calls(self, self.events)
         self.init = Init()
         self.shadow = Shadow(name)
-        self.procs = Processes()
+        self.procs = Processes(self.marks)
         self.mount_table = MountTable()
         self.files = Files(self.shadow, self.state_changed, self.released)
-        self.specials = Specials(self.shadow)
+        self.specials = Specials(self.shadow, self.state_changed)
         self.images = Images(self.shadow)
         self.proc = Proc(self)
-        self.engine = Engine(KINDS, self.dispatch, self._gone)
+        self.engine_name = engine
+        self.engine = self._make_engine(engine)
         self.engine.set_shadow(self.shadow.path + b"/")
         self.manager = ModuleManager(self)
+
+    def _make_engine(self, kind: str) -> Engine | AgentEngine:
+        if kind == "notify":
+            return Engine(KINDS, self.dispatch, self._gone)
+        from umvm.agent.engine import AgentEngine
+
+        return AgentEngine(KINDS, self.dispatch, self._gone, self.shadow.path)
 
     # --- calls -----------------------------------------------------------------------------------
 
     def dispatch(self, req: Request) -> Reply | None:
-        """Answer one claimed call: hooks first, then the family function; None: the kernel runs it."""
+        """Answer one claimed call; None: the kernel runs it."""
         if self.closing:
             kill(req.tid, signal.SIGKILL)
             return Reply.error(errno.ENOSYS)
-        hooks = self._hooks.get(req.nr)
-        if hooks is not None:
-            for hook in hooks:
-                reply = hook(req)
-                if reply is not None:
-                    return reply
-        handler = self._handlers[req.nr]
-        if handler is None:
-            return None
-        return handler(self, req)  # type: ignore[no-any-return]
+        return self.calls.answer(req)
 
-    def commit_hooks(self, hooks: dict[str, list[Hook]]) -> None:
-        """Replace the modules' system call hooks (by the kernel's names). UmvmError: unknown name."""
-        numbers: dict[int, list[Hook]] = {}
-        for call, handlers in hooks.items():
-            row = table.BY_NAME.get(call)
-            if row is None:
-                raise UmvmError(f"unknown system call {call!r}")
-            if row.verdict is not table.Verdict.TRAPPED:
-                raise UmvmError(f"system call {call!r} is not trapped, so it can't be hooked")
-            numbers[row.nr] = handlers
-        self._hooks = numbers
-        self.engine.set_hooks(numbers)
+    def commit_hooks(
+        self,
+        hooks: Mapping[str, Sequence[Hook]],
+        identity: Identity | None = None,
+        events: Iterable[str] = (),
+    ) -> None:
+        """Replace what modules answer for, and the events they listen to (manager)."""
+        self.calls.commit(hooks, identity, events)
 
     def state_changed(self) -> None:
         """Tell the engine how much is served, so that it knows what it needn't look at."""
         served = len(self.mount_table.all)
-        self.engine.set_state(len(self.files), 1 if served or len(self.files) else 0)
+        self.engine.set_state(len(self.files) + len(self.specials), 1 if served or len(self.files) else 0)
 
     # --- guests ----------------------------------------------------------------------------------
 
@@ -135,8 +137,10 @@ class VirtualMachine:
 
     def guest_environment(self, socket: str, extra: dict[str, str]) -> dict[str, str]:
         """The environment that guests start with."""
-        self.environment = {"UMVM_SOCKET": socket, "UMVM_NAME": self.name}
-        return {**os.environ, **self.environment, **extra}
+        given = {**os.environ, **extra}
+        own = {"UMVM_SOCKET": socket, "UMVM_NAME": self.name, **standin.environment(given)}
+        self.environment = own
+        return {**given, **own}
 
     def guest_pids(self) -> list[int]:
         """The guests' process ids, as far as they can be found from the roots and our children."""
@@ -197,6 +201,16 @@ class VirtualMachine:
         """Mount a ready file system object on a path of the view, which must exist."""
         _act_as_supervisor()
         fs.init()
+        try:
+            return self._add_mount(fs, fstype, source, target, options, module)
+        except BaseException:
+            fs.destroy()
+            raise
+
+    def _add_mount(
+        self, fs: FileSystem, fstype: str, source: str, target: bytes,
+        options: dict[str, str], module: str,
+    ) -> Mount:  # fmt: skip
         with self._lock:
             point, directory = self._mount_point(target)
             if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
@@ -210,7 +224,10 @@ class VirtualMachine:
         return mount
 
     def _mount_point(self, target: bytes) -> tuple[bytes, bool]:
-        where = self.walk(target)
+        try:
+            where = self.walk(target)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
         if where.mount is not None:
             mode = (where.attr or where.mount.fs.getattr(where.inside)).mode
         else:
@@ -341,6 +358,9 @@ class VirtualMachine:
         until = time.monotonic() + SHUTDOWN_WAIT
         while self._listeners and not self.ended.wait(0.02) and time.monotonic() < until:
             self._kill_all()
+        if not isinstance(self.engine, Engine):
+            self.engine.close()
+        self.events.close()
         self.files.drain()
         for mount in reversed(list(self.mount_table.all)):
             try:
@@ -354,6 +374,8 @@ class VirtualMachine:
 
 def kill(pid: int, number: int) -> None:
     """Send a signal; a process that is gone is no error."""
+    if pid <= 0:  # seccomp gives 0 for a thread that has died; kill(2) would take it for our group
+        return
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):

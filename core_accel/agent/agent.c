@@ -9,8 +9,6 @@
 #include "execute.h"
 #include "text.h"
 
-struct umvm_self umvm_self __attribute__((section(".self,\"aw\",@nobits#"), used));
-
 enum { RUN, DONE };
 
 __asm__(".text\n"
@@ -122,9 +120,33 @@ static inline int may_be_exe(const char *p)
            p[2] == 'r' && p[3] == 'o' && p[4] == 'c' && p[5] == '/';
 }
 
+/* Finds the canonical path of the program, unless the loader was told it. */
+static NOINLINE void know_exe(void)
+{
+    struct stat st;
+    if (SELF->exe_known)
+        return;
+    int fd = (int)SYS4(__NR_openat, AT_FDCWD, SELF->exe, O_PATH | O_CLOEXEC, 0);
+    struct slot *s = take_slot();
+    long n = 0;
+    if (s && fd >= 0 && SYS2(__NR_fstat, fd, &st) == 0 && st.st_dev == SELF->exe_dev && st.st_ino == SELF->exe_ino)
+        n = link_of_fd(fd, s->base);
+    if (n > 0) {
+        memcpy(SELF->exe, s->base, (size_t)n);
+        SELF->exe[n] = 0;
+    } else
+        memcpy(SELF->exe + text_length(SELF->exe), " (deleted)", 11);
+    SELF->exe_known = 1;
+    if (fd >= 0)
+        SYS1(__NR_close, fd);
+    if (s)
+        give_slot(s);
+}
+
 static NOINLINE int read_exe(struct regs *r, int index)
 {
     uint64_t size = argument(r, index + 2);
+    know_exe();
     size_t n = text_length(SELF->exe);
     if (in_shadow(SELF->exe, (long)n) || (int64_t)size <= 0)
         return ask(r);
@@ -325,7 +347,9 @@ static NOINLINE int with_mmap(struct regs *r)
     long a = run_here(r);
     if (a < 0 && a > -4096)
         return done(r, a);
-    if (r->rdx == 5 && (flags & 0xf) == 2 && patch_mapping((int)r->r8, (uint64_t)a, r->rsi, r->r9) == 0) {
+    struct stat st;
+    if (r->rdx == 5 && (flags & 0xf) == 2 && SYS2(__NR_fstat, r->r8, &st) == 0 &&
+        patch_mapping((int)r->r8, &st, (uint64_t)a, r->rsi, r->r9) == 0) {
         /* not known yet: the supervisor sees the mapping made once more, and has the file analysed */
         struct regs again = *r;
         again.rdi = (uint64_t)a;
@@ -367,6 +391,13 @@ static NOINLINE int with_address(struct regs *r, int flow)
     else
         address = r->rsi, length = r->rdx;
     return names_file(address, length) ? ask(r) : RUN;
+}
+
+/* The address of a socket: shown as it is, unless it is a file's. */
+static NOINLINE int with_sockname(struct regs *r)
+{
+    long e = run_here(r);
+    return e == 0 && names_file(r->rsi, 2) ? ask(r) : done(r, e);
 }
 
 /* Calls in which /proc/self/exe means the program and not the loader. */
@@ -464,6 +495,8 @@ __attribute__((used)) int decide(struct regs *r)
         return with_ptrace(r);
     case UMVM_F_PRCTL:
         return r->rdi == 4 /* PR_SET_DUMPABLE */ ? ask(r) : RUN;
+    case UMVM_F_SOCKNAME:
+        return ROUTE->active ? with_sockname(r) : RUN;
     case UMVM_F_HOOKED:
         return RUN;
     default:

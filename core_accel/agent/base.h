@@ -17,6 +17,10 @@
 #define SELF ((struct umvm_self *)(uintptr_t)UMVM_SELF)
 #define NOINLINE __attribute__((noinline))
 
+/* Data of the process: not in .bss, so that all of it is one mapping at a known place. */
+#define PRIVATE_DATA __attribute__((section(".self,\"aw\",@nobits#"), used))
+struct umvm_self umvm_self PRIVATE_DATA; /* the first, at UMVM_SELF */
+
 struct regs {
     uint64_t rax, rdi, rsi, rdx, r10, r8, r9;
 };
@@ -82,7 +86,7 @@ static uint64_t now_units(void)
    (kernel/signal.c). */
 static NOINLINE int probe_page(uint64_t page)
 {
-    uint64_t *entry = &SELF->pages[page % 256];
+    uint64_t *entry = &SELF->pages[page % 128];
     uint64_t known = page << 28 | (SELF->map_generation & 0xfffffff);
     if (SYS4(__NR_rt_sigprocmask, 99, page << 12, 0, 8) == -EFAULT)
         return 0;
@@ -92,7 +96,7 @@ static NOINLINE int probe_page(uint64_t page)
 
 static inline int page_readable(uint64_t page)
 {
-    return (page && SELF->pages[page % 256] == (page << 28 | (SELF->map_generation & 0xfffffff))) || probe_page(page);
+    return page && (SELF->pages[page % 128] == (page << 28 | (SELF->map_generation & 0xfffffff)) || probe_page(page));
 }
 
 static int readable(uint64_t address, uint64_t size)

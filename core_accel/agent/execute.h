@@ -109,14 +109,15 @@ static int parse_script(char *head, long n, char **name, char **argument)
     return 1;
 }
 
-/* Puts `word` before the `*used` bytes of the mailbox's words. 0: no room. */
+/* Puts `word` before the `*used` bytes of words in the mailbox. 0: no room. */
 static int put_front(volatile struct umvm_mailbox *m, uint32_t *used, const char *word, size_t n)
 {
-    if (*used + n + 1 > sizeof m->front)
+    volatile char *front = m->text + m->front;
+    if (m->front + *used + n + 1 > sizeof m->text)
         return 0;
     for (uint32_t i = *used; i-- > 0;)
-        m->front[i + n + 1] = m->front[i];
-    copy_text(m->front, word, n);
+        front[i + n + 1] = front[i];
+    copy_text(front, word, n);
     *used += (uint32_t)n + 1;
     m->count++;
     return 1;
@@ -126,24 +127,29 @@ static int put_front(volatile struct umvm_mailbox *m, uint32_t *used, const char
 static NOINLINE int prepare(volatile struct umvm_mailbox *m, const struct part *q, char *head)
 {
     uint32_t used = 0;
-    m->count = 0;
-    copy_text(m->name, q->text, q->length);
-    copy_text(m->program, q->text, q->length);
+    m->count = m->name = 0;
+    copy_text(m->text, q->text, q->length);
     for (int depth = 0; depth <= MAX_SCRIPTS; depth++) {
         char *name, *argument;
         struct part inner;
-        long n = open_program((const char *)m->program, head);
+        long n = open_program((const char *)m->text, head);
         if (is_program(head, n))
             return 1;
         if (n < 4 || head[0] != '#' || head[1] != '!' || !parse_script(head, n, &name, &argument))
             return NO;
-        if ((depth == 0 && !put_front(m, &used, (const char *)m->name, q->length)) ||
-            (argument && !put_front(m, &used, argument, text_length(argument))) ||
-            !put_front(m, &used, name, text_length(name)))
+        size_t length = text_length(name);
+        if (depth == 0) { /* the interpreter's name goes to the start of the text, which has room for it */
+            m->name = HEAD;
+            m->front = HEAD + q->length + 1;
+            copy_text(m->text + HEAD, q->text, q->length);
+            if (!put_front(m, &used, q->text, q->length))
+                return NO;
+        }
+        if ((argument && !put_front(m, &used, argument, text_length(argument))) || !put_front(m, &used, name, length))
             return NO;
         if (ROUTE->active && follows_nowhere(name, AT_FDCWD, &inner) != NO)
             return ASK;
-        copy_text(m->program, name, text_length(name));
+        copy_text(m->text, name, length);
     }
     return NO; /* ELOOP */
 }
@@ -179,7 +185,7 @@ static NOINLINE long execute_host(const struct part *q, uint64_t argv, uint64_t 
         what = prepare(m, q, s->base);
     give_slot(s); /* now: a child of vfork can't after the exec */
     if (what == 1) {
-        __atomic_add_fetch(&STATE->execs, 1, __ATOMIC_RELAXED);
+        m->execs++;
         cwd_changed(); /* a child of vfork may have looked at its own, which isn't its parent's */
         r = SYS3(__NR_execve, m->loader, argv, envp);
     }

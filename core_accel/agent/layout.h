@@ -1,16 +1,18 @@
-/* What guests and supervisor share: fixed addresses, the route area (guests only read it) and the state area.
+/* What guests and supervisor share: fixed addresses, and the area: one file that every guest maps.
 
-   Every guest has the loader's pages and these areas at the same addresses, below 2 GiB so that
-   `jmp *abs32` reaches them; the filter lets calls from UMVM_AGENT_BASE to UMVM_GATE pass. */
+   Every guest has the loader's pages and the area at the same addresses, below 2 GiB so that
+   `jmp *abs32` reaches them; the filter lets calls from UMVM_AGENT_BASE to UMVM_GATE pass. An offset in
+   the area's file is an address − UMVM_AGENT_BASE; it is mapped from the loader's end on, so that
+   nothing of the guest's can come to lie there. Guests can't write but the state. */
 #ifndef UMVM_AGENT_LAYOUT_H
 #define UMVM_AGENT_LAYOUT_H
 #include <stdint.h>
 
 #define UMVM_AGENT_BASE 0x70000000u
 #define UMVM_AGENT_MASK 0xff000000u /* calls from AGENT_BASE & MASK run, those from the gate's page ask */
-#define UMVM_SELF 0x70080000u       /* struct umvm_self, private to the process */
-#define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area, mapped read-only */
-#define UMVM_STATE 0x70200000u      /* struct umvm_state, shared and writable */
+#define UMVM_SELF 0x70001000u       /* struct umvm_self and more, private to the process; then the loader's text */
+#define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area */
+#define UMVM_STATE 0x70200000u      /* struct umvm_state */
 #define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */
 #define UMVM_GATE 0x71000000u
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
@@ -44,6 +46,7 @@ enum umvm_flow {
     UMVM_F_PTRACE,
     UMVM_F_HOOKED,  /* the kernel's unless a module hooks it */
     UMVM_F_PRCTL,
+    UMVM_F_SOCKNAME,
 };
 
 struct umvm_kind {
@@ -55,7 +58,9 @@ struct umvm_kind {
 };
 
 struct umvm_text {
-    uint64_t dev, ino, size, mtime, ctime; /* the file, times in ns */
+    uint64_t dev, ino, size, mtime, ctime; /* the file, times in ns; ctime counts without a build id */
+    uint32_t id_offset, id_length;  /* where the file has its build id, and what it is */
+    uint8_t id[24];
     uint64_t offset, length;        /* of its executable segment in the file, whole pages */
     uint64_t vaddr;                 /* of that offset; the stubs know addresses by it */
     uint32_t stub, stub_length;     /* where the stubs are mapped; length 0: there is nothing to patch */
@@ -68,7 +73,7 @@ enum {
     UMVM_VIEW_ROOM = 16384,
     UMVM_VIEWS = 12,
     UMVM_MAILBOXES = 64,
-    UMVM_PREFIXES = 16384,
+    UMVM_PREFIXES = 8192, /* 64 KiB: one fault maps them all */
 };
 
 struct umvm_route_area {
@@ -84,42 +89,46 @@ struct umvm_route_area {
     uint64_t view;       /* guest address of the present struct umvm_view; 0: ask */
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
     uint32_t texts_used, pad;
-    struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
+    uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
     char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
+    struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
 };
 
 /* What an exec hands to the loader; the loader is executed by a name that tells which of these is meant. */
 struct umvm_mailbox {
     uint32_t owner;      /* process id + 1 of who fills it; 0: free */
-    uint32_t count;      /* words in `front` */
-    char program[4096];  /* what to load */
-    char name[4096];     /* what was executed */
-    char front[8192];    /* takes the place of argv[0]: NUL-terminated words */
-    char loader[512];    /* the loader's name that means this mailbox; set once */
+    uint32_t count;      /* words in front */
+    uint32_t name;       /* where in `text` what was executed is; what to load is at 0 */
+    uint32_t front;      /* where the words are that take the place of argv[0] */
+    uint64_t execs, loads; /* how often it was used */
+    char loader[480];    /* the loader's name that means this mailbox; set once */
+    char text[15872];
 };
 
 struct umvm_state {
     uint64_t since;      /* what was verified at this time (in units) or before is void */
     uint64_t cwd_epoch;  /* changes when any process may have come to stand somewhere else unseen */
-    uint64_t gated, walked, execs, loads, patched, unpatched; /* counters */
     uint32_t traced;     /* some guest used ptrace */
     uint32_t pad;
-    uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(4096)));
+    uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(65536)));
+    uint64_t gated, walked, unpatched; /* counters */
     struct umvm_mailbox mailboxes[UMVM_MAILBOXES] __attribute__((aligned(4096)));
 };
 
 /* Private to a process; fork copies it, exec starts anew. */
 struct umvm_self {
     void (*entry)(void); /* where stubs jump to */
-    char exe[4096];      /* canonical path of the program */
+    uint64_t (*clock)(int, void *);
     uint64_t cwd_epoch, cwd_hash;
     uint64_t cwd_time;   /* when it was looked at, in units */
     uint32_t cwd_ok;     /* 1: it was the host's */
-    uint32_t map_generation, pad;
+    uint32_t map_generation;
     uint32_t traced;
-    uint64_t (*clock)(int, void *);
-    uint64_t pages[256]; /* pages that were readable: number << 28 | generation */
-    uint64_t bases[UMVM_STUB_PAGES]; /* load bias of the file whose stubs begin in that page */
+    uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
+    uint64_t exe_dev, exe_ino;
+    uint64_t pages[128]; /* pages that were readable: number << 28 | generation */
+    uint64_t bases[UMVM_STUB_PAGES]; /* load bias + 1 of the file whose stubs begin in that page */
+    char exe[8192];      /* path of the program, and what was executed if that is another text */
 };
 
 /* Verified paths: 40 bits of a hash and the time, as in hostlook.h. */

@@ -16,16 +16,7 @@ struct image {
     uint64_t bias, entry, headers, low, high, code[2], data[2];
     uint32_t count;
     int stack_exec;
-    char interpreter[4096];
 };
-
-struct loading {
-    uint64_t *stack; /* argc, argv, envp, auxv */
-    char program[4096], name[4096], front[8192];
-    uint32_t words;
-    struct image main, interp;
-};
-static struct loading loading;
 
 static int failed(long r) { return r < 0 && r > -4096; }
 
@@ -46,40 +37,97 @@ static long call_as_guest(long nr, long a, long b, long c, long d, long e, long 
     return decide(&r) == RUN ? run_here(&r) : (long)r.rax;
 }
 
-/* Maps one file of the program. 0, or a negative errno; −ENOEXEC: better let the kernel do it. */
-static int map_image(int fd, struct image *im, uint64_t base, int main)
+/* Maps the whole range with the file's first segment, over which the others are put. Its address, or −errno. */
+static long map_range(int fd, const struct image *im, uint64_t base, uint64_t align, const Elf64_Phdr *first, int fixed)
 {
-    static union {
+    uint64_t span = im->high - im->low, offset = PAGE(first->p_offset);
+    int prot = (first->p_flags & PF_R ? 1 : 0) | (first->p_flags & PF_W ? 2 : 0) | (first->p_flags & PF_X ? 4 : 0);
+    long at = -EEXIST;
+    if (!first->p_filesz || PAGE(first->p_vaddr) != im->low)
+        return -ENOEXEC;
+    if (fixed)
+        return SYS6(__NR_mmap, im->low, span, prot, PRIVATE | FIXED_NOREPLACE, fd, offset);
+    if (base)
+        at = SYS6(__NR_mmap, (base + align - 1) & ~(align - 1), span, prot, PRIVATE | FIXED_NOREPLACE, fd, offset);
+    if (!failed(at))
+        return at;
+    if (align <= 4096)
+        return SYS6(__NR_mmap, 0, span, prot, PRIVATE, fd, offset);
+    at = SYS6(__NR_mmap, 0, span + align, 0, PRIVATE | ANON | NORESERVE, -1, 0);
+    if (failed(at))
+        return at;
+    uint64_t start = ((uint64_t)at + align - 1) & ~(align - 1);
+    if (start > (uint64_t)at)
+        SYS2(__NR_munmap, at, start - (uint64_t)at);
+    SYS2(__NR_munmap, start + span, (uint64_t)at + align - start);
+    return SYS6(__NR_mmap, start, span, prot, PRIVATE | FIXED, fd, offset);
+}
+
+/* Maps one segment. 0 or −errno. */
+static long map_segment(int fd, const struct stat *st, const Elf64_Phdr *p, uint64_t start, int mapped)
+{
+    uint64_t pad = p->p_vaddr & 4095, offset = p->p_offset - pad;
+    uint64_t file = p->p_filesz ? p->p_filesz + pad : 0, memory = p->p_memsz + pad, from = start + file;
+    int prot = (p->p_flags & PF_R ? 1 : 0) | (p->p_flags & PF_W ? 2 : 0) | (p->p_flags & PF_X ? 4 : 0);
+    int patched = prot == 5 && file ? patch_mapping(fd, st, start, file, offset) : -1;
+    if (file && patched != 1 && !mapped) {
+        long r = SYS6(__NR_mmap, start, file, prot, PRIVATE | FIXED, fd, offset);
+        if (failed(r))
+            return r;
+    }
+    if (patched == 0) { /* not known yet: the supervisor sees it mapped once more, and has it analysed */
+        struct regs again = {__NR_mmap, start, file, (uint64_t)prot, PRIVATE | FIXED, (uint64_t)fd, offset};
+        __atomic_add_fetch(&STATE->unpatched, 1, __ATOMIC_RELAXED);
+        ask_gate(&again);
+    }
+    if (memory <= file)
+        return 0;
+    uint64_t page = file ? PAGE_UP(from) : start, to = PAGE_UP(start + memory);
+    if (file && prot & 2 && page > from)
+        memset((void *)from, 0, page - from);
+    long r = to > page ? SYS6(__NR_mmap, page, to - page, prot, PRIVATE | ANON | FIXED, -1, 0) : 0;
+    return failed(r) ? r : 0;
+}
+
+static Elf64_Phdr many_segments[MAX_SEGMENTS] PRIVATE_DATA;
+
+/* Maps one file of the program; `interpreter` (256 bytes): where its interpreter's path goes, or NULL. 0, or a negative
+   errno; −ENOEXEC: better let the kernel do it. */
+static NOINLINE long map_image(int fd, struct image *im, struct stat *st, uint64_t base, char *interpreter)
+{
+    union {
         Elf64_Ehdr header;
-        char bytes[4096];
+        char bytes[1024];
     } head;
     long n = SYS4(__NR_pread64, fd, &head, sizeof head, 0);
     const Elf64_Ehdr *e = &head.header;
-    if (!is_program(head.bytes, n) || e->e_phnum == 0 || e->e_phnum > MAX_SEGMENTS)
+    if (!is_program(head.bytes, n) || e->e_phnum == 0 || e->e_phnum > MAX_SEGMENTS || SYS2(__NR_fstat, fd, st) < 0)
         return -ENOEXEC;
-    static Elf64_Phdr segments[MAX_SEGMENTS];
+    const Elf64_Phdr *segments = (const Elf64_Phdr *)(head.bytes + e->e_phoff), *first = 0;
     uint64_t size = e->e_phnum * sizeof(Elf64_Phdr), align = 4096;
-    if (e->e_phoff + size <= (uint64_t)n)
-        memcpy(segments, head.bytes + e->e_phoff, size);
-    else if (SYS4(__NR_pread64, fd, segments, size, e->e_phoff) != (long)size)
-        return -ENOEXEC;
+    if (e->e_phoff > (uint64_t)n || e->e_phoff + size > (uint64_t)n || e->e_phoff & 7) {
+        if (SYS4(__NR_pread64, fd, many_segments, size, e->e_phoff) != (long)size)
+            return -ENOEXEC;
+        segments = many_segments;
+    }
+    memset(im, 0, sizeof *im);
     im->low = ~0ull;
-    im->high = 0;
     im->count = e->e_phnum;
     for (uint32_t i = 0; i < im->count; i++) {
         const Elf64_Phdr *p = &segments[i];
         if (p->p_type == PT_GNU_STACK)
             im->stack_exec = p->p_flags & PF_X;
-        if (p->p_type == PT_INTERP && main) {
-            if (p->p_filesz < 2 || p->p_filesz > sizeof im->interpreter ||
-                SYS4(__NR_pread64, fd, im->interpreter, p->p_filesz, p->p_offset) != (long)p->p_filesz ||
-                im->interpreter[p->p_filesz - 1])
-                return -ENOEXEC;
-        }
+        if (p->p_type == PT_INTERP && interpreter &&
+            (p->p_filesz < 2 || p->p_filesz > 256 ||
+             SYS4(__NR_pread64, fd, interpreter, p->p_filesz, p->p_offset) != (long)p->p_filesz ||
+             interpreter[p->p_filesz - 1]))
+            return -ENOEXEC;
         if (p->p_type != PT_LOAD || p->p_memsz == 0)
             continue;
         if (p->p_filesz > p->p_memsz || p->p_memsz > 0x7fffffffffffull || ((p->p_vaddr ^ p->p_offset) & 4095))
             return -ENOEXEC;
+        if (!first)
+            first = p;
         if (PAGE(p->p_vaddr) < im->low)
             im->low = PAGE(p->p_vaddr);
         if (PAGE_UP(p->p_vaddr + p->p_memsz) > im->high)
@@ -87,36 +135,12 @@ static int map_image(int fd, struct image *im, uint64_t base, int main)
         if (p->p_align > align && !(p->p_align & (p->p_align - 1)))
             align = p->p_align;
     }
-    if (im->high <= im->low)
+    if (!first || im->high <= im->low)
         return -ENOEXEC;
-    /* reserve the whole, then put the segments on it */
-    uint64_t span = im->high - im->low;
-    long at;
-    if (e->e_type == ET_EXEC) {
-        at = SYS6(__NR_mmap, im->low, span, 0, PRIVATE | ANON | NORESERVE | FIXED_NOREPLACE, -1, 0);
-        if (at != (long)im->low)
-            return -ENOEXEC; /* the range is ours, or the kernel knows better */
-        im->bias = 0;
-    } else {
-        at = -EEXIST;
-        if (base)
-            at = SYS6(__NR_mmap, (base + align - 1) & ~(align - 1), span, 0, PRIVATE | ANON | NORESERVE | FIXED_NOREPLACE,
-                      -1, 0);
-        if (failed(at) && align > 4096) {
-            at = SYS6(__NR_mmap, 0, span + align, 0, PRIVATE | ANON | NORESERVE, -1, 0);
-            if (!failed(at)) {
-                uint64_t start = ((uint64_t)at + align - 1) & ~(align - 1);
-                if (start > (uint64_t)at)
-                    SYS2(__NR_munmap, at, start - (uint64_t)at);
-                SYS2(__NR_munmap, start + span, (uint64_t)at + align - start);
-                at = (long)start;
-            }
-        } else if (failed(at))
-            at = SYS6(__NR_mmap, 0, span, 0, PRIVATE | ANON | NORESERVE, -1, 0);
-        if (failed(at))
-            return (int)at;
-        im->bias = (uint64_t)at - im->low;
-    }
+    long at = map_range(fd, im, base, align, first, e->e_type == ET_EXEC);
+    if (failed(at) || (e->e_type == ET_EXEC && at != (long)im->low))
+        return -ENOEXEC; /* the range is ours, or the kernel knows better */
+    im->bias = (uint64_t)at - im->low;
     uint64_t end = (uint64_t)at; /* of what is mapped */
     for (uint32_t i = 0; i < im->count; i++) {
         const Elf64_Phdr *p = &segments[i];
@@ -124,34 +148,15 @@ static int map_image(int fd, struct image *im, uint64_t base, int main)
             im->headers = im->bias + p->p_vaddr;
         if (p->p_type != PT_LOAD || p->p_memsz == 0)
             continue;
-        uint64_t start = im->bias + PAGE(p->p_vaddr), pad = p->p_vaddr & 4095;
-        uint64_t file = p->p_filesz ? p->p_filesz + pad : 0, memory = p->p_memsz + pad;
-        int prot = (p->p_flags & PF_R ? 1 : 0) | (p->p_flags & PF_W ? 2 : 0) | (p->p_flags & PF_X ? 4 : 0);
+        uint64_t start = im->bias + PAGE(p->p_vaddr);
         if (start > end)
             SYS2(__NR_munmap, end, start - end); /* the kernel leaves gaps unmapped */
         if (!im->headers && p->p_offset <= e->e_phoff && e->e_phoff < p->p_offset + p->p_filesz)
             im->headers = im->bias + p->p_vaddr + e->e_phoff - p->p_offset;
-        if (file) {
-            long r = SYS6(__NR_mmap, start, file, prot, PRIVATE | FIXED, fd, p->p_offset - pad);
-            if (failed(r))
-                return (int)r;
-            if (prot == 5 && patch_mapping(fd, start, file, p->p_offset - pad) == 0) {
-                struct regs again = {__NR_mmap, start, file, (uint64_t)prot, PRIVATE | FIXED, (uint64_t)fd, p->p_offset - pad};
-                __atomic_add_fetch(&STATE->unpatched, 1, __ATOMIC_RELAXED);
-                ask_gate(&again);
-            }
-        }
-        if (memory > file) {
-            uint64_t from = start + file, page = PAGE_UP(from), to = PAGE_UP(start + memory);
-            if (prot & 2 && page > from && file)
-                memset((void *)from, 0, page - from);
-            if (to > page || !file) {
-                long r = SYS6(__NR_mmap, file ? page : start, to - (file ? page : start), prot, PRIVATE | ANON | FIXED, -1, 0);
-                if (failed(r))
-                    return (int)r;
-            }
-        }
-        end = PAGE_UP(start + memory);
+        long r = map_segment(fd, st, p, start, p == first);
+        if (r)
+            return r;
+        end = PAGE_UP(im->bias + p->p_vaddr + p->p_memsz);
         if (p->p_flags & PF_X && !im->code[1])
             im->code[0] = im->bias + p->p_vaddr, im->code[1] = im->code[0] + p->p_filesz;
         if (!(p->p_flags & PF_X) || p->p_flags & PF_W)
@@ -215,62 +220,61 @@ static uint64_t *aux_entry(uint64_t *aux, uint64_t type)
     return 0;
 }
 
-/* Puts the words of a script's first line in place of argv[0]: vector and strings are made anew below. */
-static void put_words(struct loading *l)
+/* Puts the words of a script's first line in place of argv[0]: vector and strings are made anew below. The vector. */
+static uint64_t *put_words(uint64_t *old, const char *words, uint32_t count)
 {
-    uint64_t *old = l->stack, argc = old[0], *aux = auxiliary(old), n = 0;
-    uint64_t kept = argc ? argc - 1 : 0, size = 0;
+    uint64_t argc = old[0], *aux = auxiliary(old), n = 0, kept = argc ? argc - 1 : 0, size = 0;
     char **argv = (char **)(old + 1);
     while (aux[n])
         n += 2;
     n += 2;
-    uint64_t vector = 1 + (l->words + kept) + 1 + (uint64_t)(aux - (old + 1 + argc + 1)) + n;
-    const char *front = l->front;
-    for (uint32_t i = 0; i < l->words; i++) {
+    uint64_t vector = 1 + (count + kept) + 1 + (uint64_t)(aux - (old + 1 + argc + 1)) + n;
+    const char *front = words;
+    for (uint32_t i = 0; i < count; i++) {
         uint64_t m = text_length(front) + 1;
         size += m;
         front += m;
     }
     for (uint64_t i = argc - kept; i < argc; i++)
         size += text_length(argv[i]) + 1;
-    char *top = (char *)__builtin_frame_address(0) - 8192; /* below what we stand on */
+    char *top = (char *)__builtin_frame_address(0) - 16384; /* below what we stand on and will */
     char *strings = (char *)((uint64_t)top - ((size + 15) & ~15ull));
     uint64_t *fresh = (uint64_t *)(((uint64_t)strings - vector * 8) & ~15ull), *p = fresh;
-    *p++ = l->words + kept;
-    front = l->front;
-    for (uint32_t i = 0; i < l->words + kept; i++) {
-        const char *word = i < l->words ? front : argv[argc - kept + (i - l->words)];
+    *p++ = count + kept;
+    front = words;
+    for (uint64_t i = 0; i < count + kept; i++) {
+        const char *word = i < count ? front : argv[argc - kept + (i - count)];
         uint64_t m = text_length(word) + 1;
         memcpy(strings, word, m);
         *p++ = (uint64_t)strings;
         strings += m;
-        if (i < l->words)
+        if (i < count)
             front += m;
     }
     *p++ = 0;
     for (uint64_t *q = old + 1 + argc + 1; q < aux + n; q++)
         *p++ = *q;
-    l->stack = fresh;
+    return fresh;
 }
 
 /* What /proc/PID/cmdline, stat and auxv show, and where the heap is (prctl(2), PR_SET_MM_MAP). */
-static void describe(struct loading *l, uint64_t brk)
+static void describe(uint64_t *stack, const struct image *im, uint64_t brk)
 {
-    uint64_t *aux = auxiliary(l->stack), argc = l->stack[0], n = 0, count = 0;
-    char **argv = (char **)(l->stack + 1), **envp = argv + argc + 1;
+    uint64_t *aux = auxiliary(stack), argc = stack[0], n = 0, count = 0;
+    char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
     while (aux[n])
         n += 2;
     while (envp[count])
         count++;
     struct prctl_mm_map map;
     memset(&map, 0, sizeof map);
-    map.start_code = l->main.code[0];
-    map.end_code = l->main.code[1];
-    map.start_data = l->main.data[0];
-    map.end_data = l->main.data[1];
+    map.start_code = im->code[0];
+    map.end_code = im->code[1];
+    map.start_data = im->data[0];
+    map.end_data = im->data[1];
     map.start_brk = map.brk = brk;
-    map.start_stack = (uint64_t)l->stack;
-    map.arg_start = argc ? (uint64_t)argv[0] : (uint64_t)l->stack;
+    map.start_stack = (uint64_t)stack;
+    map.arg_start = argc ? (uint64_t)argv[0] : (uint64_t)stack;
     map.arg_end = argc ? (uint64_t)argv[argc - 1] + text_length(argv[argc - 1]) + 1 : map.arg_start;
     map.env_start = count ? (uint64_t)envp[0] : map.arg_end;
     map.env_end = count ? (uint64_t)envp[count - 1] + text_length(envp[count - 1]) + 1 : map.env_start;
@@ -290,77 +294,85 @@ static void set_name(const char *path)
 }
 
 /* The program as the kernel would run it, without agent. */
-static _Noreturn void run_natively(struct loading *l, long error)
+static _Noreturn void run_natively(uint64_t *stack)
 {
-    uint64_t argc = l->stack[0];
-    char **argv = (char **)(l->stack + 1);
-    if (argc)
-        SYS3(__NR_execve, l->program, argv, argv + argc + 1);
-    (void)error;
+    uint64_t argc = stack[0];
+    char **argv = (char **)(stack + 1);
+    SYS3(__NR_execve, SELF->exe, argv, argv + argc + 1);
     stop("can't load the program");
-}
-
-static int map_area(const char *name, uint64_t at, uint64_t size, int prot, int flags)
-{
-    int fd = (int)SYS4(__NR_openat, AT_FDCWD, name, (prot & 2 ? O_RDWR : O_RDONLY) | O_CLOEXEC, 0);
-    if (fd < 0)
-        return fd;
-    long r = SYS6(__NR_mmap, at, PAGE_UP(size), prot, flags | FIXED, fd, 0);
-    SYS1(__NR_close, fd);
-    return failed(r) ? (int)r : 0;
 }
 
 extern char _end[];
 
-/* Returns the address to go to; *stack is where the program's stack begins. */
-__attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
+/* Reads the mailbox and gives it back. The stack to go on with; *name: what was executed. */
+static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name)
 {
-    struct loading *l = &loading;
-    l->stack = stack;
-    uint64_t *aux = auxiliary(stack), *execfn = aux_entry(aux, AT_EXECFN), *entry;
-    if (!execfn)
-        stop("no AT_EXECFN");
-    const char *own = (const char *)*execfn;
-    size_t n = text_length(own);
-    if (n < 6 || n > 300 || own[n - 5] != '/' || own[n - 4] != 'l' || own[n - 3] != '/' || own[n - 2] < '0' || own[n - 2] > '9' ||
-        own[n - 1] < '0' || own[n - 1] > '9')
+    uint32_t n = 0, at = m->name;
+    m->loads++;
+    while (n < 4095 && (SELF->exe[n] = m->text[n]))
+        n++;
+    SELF->exe[n] = 0;
+    *name = SELF->exe;
+    if (at) {
+        char *to = SELF->exe + 4096;
+        *name = to;
+        for (n = 0; n < 4095 && (to[n] = m->text[at + n]); n++)
+            ;
+        to[n] = 0;
+    }
+    if (m->count)
+        stack = put_words(stack, (const char *)m->text + m->front, m->count);
+    give_mailbox(m);
+    return stack;
+}
+
+static NOINLINE uint32_t number_of(const char *own, size_t n)
+{
+    if (n < 6 || n > 300 || own[n - 5] != '/' || own[n - 4] != 'l' || own[n - 3] != '/' || !all_digits(own + n - 2, 2))
         stop("this program is part of umvm and only of use to it");
     uint32_t number = (uint32_t)(own[n - 2] - '0') * 10 + (uint32_t)(own[n - 1] - '0');
-    char path[320];
-    memcpy(path, own, n - 4);
     if (number >= UMVM_MAILBOXES)
         stop("no such mailbox");
-    /* nothing of the guest's may come to lie where the filter lets calls pass */
-    uint64_t holes[2][2] = {{PAGE_UP((uint64_t)_end), UMVM_SELF}, {PAGE_UP(UMVM_SELF + sizeof(struct umvm_self)), UMVM_GATE}};
-    long r = 0;
-    for (int i = 0; i < 2 && !failed(r); i++)
-        r = SYS6(__NR_mmap, holes[i][0], holes[i][1] - holes[i][0], 0, PRIVATE | ANON | NORESERVE | FIXED_NOREPLACE, -1, 0);
-    memcpy(path + n - 4, "state", 6);
+    return number;
+}
+
+static NOINLINE void map_area(const char *own, size_t n)
+{
+    char path[320];
+    uint64_t from = PAGE_UP((uint64_t)_end);
+    memcpy(path, own, n - 4);
+    memcpy(path + n - 4, "area", 5);
+    int fd = (int)SYS4(__NR_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
+    long r = fd < 0 ? fd
+                    : SYS6(__NR_mmap, from, UMVM_GATE - from, 5, 1 /* MAP_SHARED */ | FIXED_NOREPLACE, fd, from - UMVM_AGENT_BASE);
     if (!failed(r))
-        r = map_area(path, UMVM_STATE, sizeof(struct umvm_state), 3, 1 /* MAP_SHARED */);
-    if (failed(r))
+        r = SYS3(__NR_mprotect, UMVM_STATE, PAGE_UP(sizeof(struct umvm_state)), 3);
+    if (failed(r) || ROUTE->stamp != UMVM_ENV_STAMP)
         stop("the virtual machine is gone, or there is no memory");
-    volatile struct umvm_mailbox *m = &STATE->mailboxes[number];
-    for (uint32_t i = 0; i < sizeof l->program; i++)
-        if (!(l->program[i] = m->program[i]))
-            break;
-    for (uint32_t i = 0; i < sizeof l->name; i++)
-        if (!(l->name[i] = m->name[i]))
-            break;
-    l->words = m->count;
-    uint32_t at = 0;
-    for (uint32_t i = 0; i < l->words; i++)
-        do
-            l->front[at] = m->front[at];
-        while (at < sizeof l->front && l->front[at++]);
-    give_mailbox(m);
-    if (l->words)
-        put_words(l);
-    aux = auxiliary(l->stack);
-    memcpy(path + n - 4, "route", 6);
-    if (map_area(path, UMVM_ROUTE, sizeof(struct umvm_route_area), 1, 1) < 0 || ROUTE->stamp != UMVM_ENV_STAMP)
-        run_natively(l, -ENOEXEC);
-    __atomic_add_fetch(&STATE->loads, 1, __ATOMIC_RELAXED);
+    SYS1(__NR_close, fd);
+}
+
+/* Opens a part of the program as the guest would. */
+static int open_part(const char *path)
+{
+    return (int)call_as_guest(__NR_openat, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+}
+
+/* Returns the address to go to; *go_on is where the program's stack begins. */
+__attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
+{
+    struct image program, interp;
+    struct stat st;
+    char interpreter[256];
+    uint64_t *aux = auxiliary(stack), *entry = aux_entry(aux, AT_EXECFN);
+    if (!entry)
+        stop("no AT_EXECFN");
+    const char *own = (const char *)*entry, *name;
+    size_t n = text_length(own);
+    uint32_t number = number_of(own, n);
+    map_area(own, n);
+    stack = read_mailbox(&STATE->mailboxes[number], stack, &name);
+    aux = auxiliary(stack);
     SELF->map_generation = 1;
     SELF->entry = umvm_entry;
     entry = aux_entry(aux, AT_SYSINFO_EHDR);
@@ -371,40 +383,51 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     entry = aux_entry(aux, AT_RANDOM);
     if (entry && !fixed)
         random = hash_text(0, (const char *)*entry, 16);
-    int fd = (int)call_as_guest(__NR_openat, AT_FDCWD, (long)l->program, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-    if (fd < 0)
-        run_natively(l, fd);
-    long length = link_of_fd(fd, SELF->exe);
-    SELF->exe[length > 0 ? length : 0] = 0;
-    if (map_image(fd, &l->main, PIE_BASE + ((random & 0xfffffff) << 12), 1) < 0)
-        run_natively(l, -ENOEXEC);
-    SYS1(__NR_close, fd);
-    uint64_t go = l->main.entry, interp_base = 0;
-    if (l->main.interpreter[0]) {
-        fd = (int)call_as_guest(__NR_openat, AT_FDCWD, (long)l->main.interpreter, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-        if (fd < 0 || map_image(fd, &l->interp, 0, 0) < 0)
-            run_natively(l, -ENOEXEC);
-        SYS1(__NR_close, fd);
-        go = l->interp.entry;
-        interp_base = l->interp.bias;
+    interpreter[0] = 0;
+    int fd = open_part(SELF->exe);
+    if (fd < 0 || map_image(fd, &program, &st, PIE_BASE + ((random & 0xfffffff) << 12), interpreter) < 0)
+        run_natively(stack);
+    SELF->exe_dev = st.st_dev;
+    SELF->exe_ino = st.st_ino;
+    if (SELF->exe[0] != '/') { /* "./program": relative to a directory that may change */
+        struct slot *s = take_slot();
+        long length = link_of_fd(fd, s->base);
+        size_t text = text_length(name) + 1;
+        if (name == SELF->exe) {
+            memcpy(SELF->exe + 4096, name, text);
+            name = SELF->exe + 4096;
+        }
+        memcpy(SELF->exe, s->base, length > 0 ? (size_t)length : 0);
+        SELF->exe[length > 0 ? length : 0] = 0;
+        SELF->exe_known = 1;
+        give_slot(s);
+    } else if (name == SELF->exe) {
+        size_t text = text_length(name) + 1; /* it stays when `exe` becomes canonical */
+        name = memcpy(SELF->exe + (text < 1024 ? 2048 : 4096), name, text);
     }
-    const struct {
-        uint64_t type, value;
-    } known[] = {{AT_PHDR, l->main.headers}, {AT_PHNUM, l->main.count}, {AT_PHENT, sizeof(Elf64_Phdr)},
-                 {AT_BASE, interp_base}, {AT_ENTRY, l->main.entry}};
+    SYS1(__NR_close, fd);
+    uint64_t go = program.entry, interp_base = 0;
+    if (interpreter[0]) {
+        fd = open_part(interpreter);
+        if (fd < 0 || map_image(fd, &interp, &st, 0, 0) < 0)
+            run_natively(stack);
+        SYS1(__NR_close, fd);
+        go = interp.entry;
+        interp_base = interp.bias;
+    }
+    const uint64_t known[][2] = {{AT_PHDR, program.headers}, {AT_PHNUM, program.count}, {AT_PHENT, sizeof(Elf64_Phdr)},
+                                 {AT_BASE, interp_base}, {AT_ENTRY, program.entry}, {AT_EXECFN, (uint64_t)name}};
     for (uint32_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if ((entry = aux_entry(aux, known[i].type)))
-            *entry = known[i].value;
-    if ((entry = aux_entry(aux, AT_EXECFN)))
-        *entry = (uint64_t)l->name;
-    if (l->main.stack_exec)
-        SYS3(__NR_mprotect, PAGE((uint64_t)l->stack), 4096, 7 | 0x01000000 /* PROT_GROWSDOWN */);
-    uint64_t brk = l->main.high + l->main.bias;
+        if ((entry = aux_entry(aux, known[i][0])))
+            *entry = known[i][1];
+    if (program.stack_exec)
+        SYS3(__NR_mprotect, PAGE((uint64_t)stack), 4096, 7 | 0x01000000 /* PROT_GROWSDOWN */);
+    uint64_t brk = program.high + program.bias;
     if (!fixed)
         brk += ((random >> 40) & 0x1fff) << 12;
-    describe(l, brk);
-    set_name(l->name);
-    *go_on = l->stack;
+    describe(stack, &program, brk);
+    set_name(name);
+    *go_on = stack;
     return go;
 }
 

@@ -28,7 +28,7 @@ struct slot {
     char base[UMVM_PATH_MAX];
 };
 enum { SLOTS = 8 };
-static struct slot slots[SLOTS];
+static struct slot slots[SLOTS] PRIVATE_DATA;
 
 /* A slot is lost when a signal handler leaves with siglongjmp while one is held; without any the
    supervisor is asked. */
@@ -179,9 +179,12 @@ static int judge(const char *text, int dirfd, struct part *q)
 {
     q->hash = 0;
     q->now = 0;
-    if (!measure(text, q) || !ROUTE->view)
-        return ROUTE->view ? PLAIN : ASK;
-    if (q->length == 0)
+    int given = measure(text, q);
+    if (!ROUTE->view)
+        return ASK;
+    if (text && !given)
+        return PLAIN; /* EFAULT or ENAMETOOLONG */
+    if (q->length == 0) /* the descriptor itself, also for utimensat's null path */
         return dirfd == AT_FDCWD ? ASK : served_fd(dirfd) ? ASK : PLAIN;
     if (text[0] == '/') {
         q->hash = SEED_ABSOLUTE;
@@ -280,15 +283,10 @@ static NOINLINE int walk(struct part *q, int dirfd, int follow)
     int e = umvm_walk((const struct umvm_view *)(uintptr_t)ROUTE->view, w, s->base, (uint32_t)b, q->text, q->length,
                       (follow ? UMVM_WALK_FOLLOW : 0) | UMVM_WALK_MISSING_OK);
     int served = c.claimed || w->served;
-    if (!e && !served && !c.proc && q->hash && w->mount == UMVM_HOST) {
-        if (q->last == q->length) {
-            if (!w->missing)
-                remember(q->hash, q->now); /* the walk saw that it is a directory */
-        } else {
-            remember(q->hash, q->now);
-            if (follow && !w->missing)
-                remember(full_hash(q), q->now);
-        }
+    if (!served && !c.proc && q->hash && ((!e && w->mount == UMVM_HOST) || e == -ENOENT || e == -ENOTDIR)) {
+        remember(q->hash, q->now); /* also that it is missing: a link that comes to be there voids it */
+        if (!e && q->last != q->length && follow)
+            remember(full_hash(q), q->now);
     }
     give_slot(s);
     return served ? ASK : NO;

@@ -5,18 +5,32 @@
 
 static uint64_t nanoseconds(uint64_t seconds, uint64_t nsec) { return seconds * 1000000000ull + nsec; }
 
+/* Files may be replaced by others of the same inode, size and time. */
+static int same_content(int file, const struct stat *st, const volatile struct umvm_text *t)
+{
+    uint8_t id[sizeof t->id];
+    if (!t->id_length)
+        return t->ctime == nanoseconds(st->st_ctime, st->st_ctime_nsec);
+    if (SYS4(__NR_pread64, file, id, t->id_length, t->id_offset) != (long)t->id_length)
+        return 0;
+    for (uint32_t i = 0; i < t->id_length; i++)
+        if (id[i] != t->id[i])
+            return 0;
+    return 1;
+}
+
 /* The entry for a file, or 0: it isn't known yet. */
-static const volatile struct umvm_text *find_text(const struct stat *st, uint64_t offset)
+static const volatile struct umvm_text *find_text(int file, const struct stat *st, uint64_t offset)
 {
     uint64_t h = hash_step(hash_step(st->st_dev, st->st_ino), offset >> 12);
-    for (uint32_t i = 0; i < UMVM_TEXTS; i++) {
-        const volatile struct umvm_text *t = &ROUTE->texts[(h + i) % UMVM_TEXTS];
-        if (!t->ino)
+    for (uint32_t i = 0; i < 2 * UMVM_TEXTS; i++) {
+        uint16_t number = ROUTE->text_index[(h + i) % (2 * UMVM_TEXTS)];
+        if (!number)
             return 0;
+        const volatile struct umvm_text *t = &ROUTE->texts[number - 1];
         if (t->ino == st->st_ino && t->dev == st->st_dev && t->offset == offset && t->size == (uint64_t)st->st_size &&
-            t->mtime == nanoseconds(st->st_mtime, st->st_mtime_nsec) &&
-            t->ctime == nanoseconds(st->st_ctime, st->st_ctime_nsec))
-            return t;
+            t->mtime == nanoseconds(st->st_mtime, st->st_mtime_nsec))
+            return same_content(file, st, t) ? t : 0;
     }
     return 0;
 }
@@ -42,18 +56,17 @@ static int open_copy(const volatile struct umvm_text *t)
     return -1;
 }
 
-/* A file was mapped executable at `address`. 1: patched, or nothing is to be patched; 0: the file isn't known;
-   −1: this mapping stays as it is. */
-static NOINLINE int patch_mapping(int file, uint64_t address, uint64_t length, uint64_t offset)
+/* A file is mapped executable at `address`, or is to be. 1: the copy is mapped there now; 0: the file isn't known;
+   −1: the mapping is to stay as it is. */
+static NOINLINE int patch_mapping(int file, const struct stat *st, uint64_t address, uint64_t length, uint64_t offset)
 {
-    struct stat st;
-    if (SYS2(__NR_fstat, file, &st) < 0 || (st.st_mode & S_IFMT) != S_IFREG)
+    if ((st->st_mode & S_IFMT) != S_IFREG)
         return -1;
-    const volatile struct umvm_text *t = find_text(&st, offset);
+    const volatile struct umvm_text *t = find_text(file, st, offset);
     if (!t)
         return 0;
     if (t->stub_length == 0)
-        return 1;
+        return -1;
     if (((length + 4095) & ~4095ull) < t->length)
         return -1;
     uint64_t *base = &SELF->bases[(t->stub - UMVM_STUBS) / 4096];
@@ -63,13 +76,13 @@ static NOINLINE int patch_mapping(int file, uint64_t address, uint64_t length, u
     int fd = open_copy(t);
     if (fd < 0)
         return -1;
-    long r = SYS6(__NR_mmap, t->stub, (t->stub_length + 4095) & ~4095u, 5, 0x12 /* MAP_PRIVATE | MAP_FIXED */, fd, t->length);
-    if (r > 0 || r < -4095) {
-        *base = bias + 1;
-        r = SYS6(__NR_mmap, address, t->length, 5, 0x12, fd, 0);
-        __atomic_add_fetch(&STATE->patched, 1, __ATOMIC_RELAXED);
-    }
+    uint64_t before = *base;
+    *base = bias + 1;
+    long r = SYS6(__NR_mmap, address, t->length, 5, 0x12 /* MAP_PRIVATE | MAP_FIXED */, fd, 0);
     SYS1(__NR_close, fd);
-    return r > 0 || r < -4095 ? 1 : -1;
+    if (r > 0 || r < -4095)
+        return 1;
+    *base = before;
+    return -1;
 }
 #endif

@@ -22,6 +22,7 @@ class MemoryFileSystem(Tree):
 
     open_unlinked = True
     stable_inodes = True
+    entry_timeout = 60.0  # nobody but the VM changes anything
 
     # --- attributes ----------------------------------------------------------------------------
 
@@ -204,18 +205,20 @@ class MemoryFileSystem(Tree):
 
     # --- extended attributes -------------------------------------------------------------------
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
         with self._lock:
-            return xattrs.get(self._find(path), name)
+            return xattrs.get(self._node(path, fh), name)
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         with self._lock:
-            xattrs.put(self._find(path), name, value, flags)
+            xattrs.put(self._node(path, fh), name, value, flags)
 
-    def listxattr(self, path: bytes) -> Sequence[bytes]:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> Sequence[bytes]:
         with self._lock:
-            return xattrs.names(self._find(path))
+            return xattrs.names(self._node(path, fh))
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         with self._lock:
-            xattrs.remove(self._find(path), name)
+            xattrs.remove(self._node(path, fh), name)

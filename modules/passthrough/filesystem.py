@@ -312,23 +312,25 @@ class PassthroughFileSystem(FileSystem):
         if self._hidden(name) or (self._hidden(b"trusted.") and name.startswith(b"security.")):
             raise _no(errno.EPERM)
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
         if self._hidden(name):
             raise _no(errno.ENODATA)
-        with self._act, self._file(path) as fd:
+        with self._act, self._file(path, fh) as fd:
             return os.getxattr(host.magic(fd), name)
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         self._may_set(name)
-        with self._act, self._file(path) as fd:
+        with self._act, self._file(path, fh) as fd:
             os.setxattr(host.magic(fd), name, value, flags)
 
-    def listxattr(self, path: bytes) -> Sequence[bytes]:
-        with self._act, self._file(path) as fd:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> Sequence[bytes]:
+        with self._act, self._file(path, fh) as fd:
             names = [os.fsencode(name) for name in os.listxattr(host.magic(fd))]
         return [name for name in names if not self._hidden(name)]
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         self._may_set(name)
-        with self._act, self._file(path) as fd:
+        with self._act, self._file(path, fh) as fd:
             os.removexattr(host.magic(fd), name)

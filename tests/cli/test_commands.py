@@ -55,7 +55,7 @@ def one_line(result: Result, status: int, text: str) -> None:
 
 def test_listings(vm: Vm) -> None:
     (row,) = vm.json("ls")
-    assert row["name"] == "bg" and row["pid"] != vm.process.pid
+    assert row["name"] == "bg" and row["pid"] == vm.process.pid
     assert vm("ls").ok().splitlines()[0].split() == ["NAME", "PID"]
     processes = vm.json("ps")
     assert {"sh", "sleep"} <= {row["comm"] for row in processes}
@@ -140,7 +140,7 @@ def test_exec(vm: Vm) -> None:
 def test_a_vm_by_pid(vm: Vm) -> None:
     (row,) = vm.json("ls")
     guest = next(process["pid"] for process in vm.json("ps") if process["comm"] == "sleep")
-    for pid in (row["pid"], vm.process.pid, guest):
+    for pid in (row["pid"], guest):
         assert vm("exec", str(pid), "echo", "in").ok() == "in\n"
         assert vm("lsmod", "--vm", str(pid)).status == 0
     one_line(vm("lsmod", "--vm", "1"), 3, "no VM named 1")
@@ -242,4 +242,4 @@ def test_doctor(runner: Runner) -> None:
 def test_output_to_a_closed_pipe(runner: Runner) -> None:
     command = " ".join(runner.command_argv("doctor"))
     result = runner.run(["bash", "-c", f"{{ {command}; echo $? >&2; }} | true"])
-    assert result.stderr.strip() in ("0", "141")
+    assert result.stderr.strip() in ("0", "141")  # 0: it was faster

@@ -1,4 +1,4 @@
-"""Open files, their last close, their names and their mapped content, on a real shadow directory."""
+"""Open files, their last close, names and mapped content, on a real shadow directory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from umvm.modules.memory import Limits, MemoryFileSystem
 
 from umvm.guest.audit import unused
 from umvm.guest.files import DirRef, Files, OpenFile
 from umvm.guest.mounts import Mount
-from umvm.guest.shadow import Shadow, remove, sweep
+from umvm.guest.shadow import Shadow, _fstype, candidates, remove, sweep
 from umvm.interfaces.filesystem import Caller, FileHandle, set_caller
-from umvm.modules.memory import Limits, MemoryFileSystem
 
 PAGE = mmap.PAGESIZE
 WAIT = 20.0
 
 
-class Recorder(MemoryFileSystem):
+class Recorder(MemoryFileSystem):  # type: ignore[misc]
     """A memory file system that remembers what it was told of the end of open files."""
 
     def __init__(self) -> None:
@@ -58,7 +58,8 @@ class Recorder(MemoryFileSystem):
 
     def write(self, path: bytes, fh: FileHandle, data: bytes, offset: int) -> int:
         self.writes.append((offset, len(data)))
-        return super().write(path, fh, data, offset)
+        count: int = super().write(path, fh, data, offset)
+        return count
 
 
 class Plain(Recorder):
@@ -108,7 +109,8 @@ class World:
     def content(self, path: bytes) -> bytes:
         fh = self.fs.open(path, os.O_RDONLY)
         try:
-            return self.fs.read(path, fh, self.fs.getattr(path).size, 0)
+            data: bytes = self.fs.read(path, fh, self.fs.getattr(path).size, 0)
+            return data
         finally:
             MemoryFileSystem.release(self.fs, path, fh)
 
@@ -116,6 +118,16 @@ class World:
         for fd in self.descriptors:
             os.close(fd)
         self.files.close()
+
+
+def test_candidates_prefer_memory_with_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fsdecode(place))
+    found = candidates()
+    assert os.fsencode(place) in found and b"/tmp" in found
+    kinds = [_fstype(path) for path in found]
+    assert kinds == sorted(kinds, key=lambda kind: kind != b"tmpfs")  # as all have room here
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert b"relative" not in candidates()
 
 
 @pytest.fixture
@@ -416,6 +428,34 @@ def test_kill_mount(world: World) -> None:
     assert world.fs.log == [("release", b"/f")]
 
 
+def test_kill_mount_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umvm.guest.files.KILL", 0.05)
+    world.make(b"/f")
+    file, _ = world.open(b"/f")
+    world.fs.gate = threading.Event()
+    world.files.kill_mount(world.mount)
+    assert world.mount.uses == 0 and file.dead and world.fs.log == []
+    world.fs.gate.set()
+    assert until(lambda: world.fs.log == [("release", b"/f")])
+
+
+def test_release_that_fails_badly(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged, and the description is forgotten all the same."""
+    world.make(b"/f")
+    file, fd = world.open(b"/f")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.fs, "release", fail)
+    world.close(fd)
+    world.files.settle()
+    assert world.mount.uses == 0 and not file.node.files
+    assert "a bug" in caplog.text
+
+
 def test_lost_events(world: World) -> None:
     """What the audit finds when the kernel's queue of events has overflowed."""
     world.make(b"/f")
@@ -621,7 +661,9 @@ def test_size_follows(world: World) -> None:
         assert world.content(b"/f") == b"x" * 10
         file.write(b"z", PAGE + 1)
         assert area[PAGE : PAGE + 2] == b"\0z"
-        world.files.resized(world.mount, b"/f", 3)
+        node = world.files.node_at(world.mount, b"/f", world.fs.getattr(b"/f"))
+        assert node is file.node
+        node.resized(3)
         assert os.fstat(fd).st_size == 3
 
 
@@ -731,9 +773,13 @@ def test_set_id_bits_go_with_a_write(world: World) -> None:
         file.write(b"user", 0)
         assert world.fs.getattr(b"/f").mode & 0o7777 == 0o755
         world.fs.chmod(b"/f", 0o2644)
-        world.files.setid(world.mount, b"/f")
+        world.files.setid(world.mount, b"/f", world.fs.getattr(b"/f"))
+        set_caller(Caller(1000, 0, 0))
+        file.truncate(1)  # not executable by the group, which is the caller's
+        assert world.fs.getattr(b"/f").mode & 0o7777 == 0o2644
+        set_caller(Caller(1000, 1000, 0))
         file.truncate(1)
-        assert world.fs.getattr(b"/f").mode & 0o7777 == 0o2644  # not executable by the group
+        assert world.fs.getattr(b"/f").mode & 0o7777 == 0o644
     finally:
         set_caller(Caller(0, 0, 0))
 

@@ -340,7 +340,7 @@ def test_any_bytes(
     def look(mount: int, full: bytes) -> bytes | int | Magic:
         nonlocal asked
         asked += 1
-        assert mount > 0 and len(full) < 4096 + len("/.")
+        assert mount > 0 and len(full) < 16384 + len("/.")
         return answers[asked % len(answers)]
 
     points = [(b"/" + p.strip(b"/"), i) for p, i in mounts if len(p) < 4000]
@@ -355,7 +355,7 @@ def test_any_bytes(
         }  # fmt: skip
         return
     assert asked <= 41 * 4096
-    assert found.path.startswith(b"/") and b"\0" not in found.path and len(found.path) < 4096
+    assert found.path.startswith(b"/") and b"\0" not in found.path and len(found.path) < 16384
     if found.path != b"/":
         assert not {b"", b".", b".."} & set(found.path[1:].split(b"/"))
 

@@ -11,7 +11,8 @@ import threading
 
 from fuse import FUSE, FuseOSError, Operations
 
-STAT = ("atime", "ctime", "gid", "ino", "mode", "mtime", "nlink", "size", "uid")
+STAT = ("blocks", "gid", "ino", "mode", "nlink", "rdev", "size", "uid")
+TIMES = ("atime", "ctime", "mtime")
 STATVFS = (
     "bavail",
     "bfree",
@@ -27,6 +28,8 @@ STATVFS = (
 
 
 class Loopback(Operations):
+    use_ns = True
+
     def __init__(self, root):
         self.root = os.path.realpath(root)
         self.lock = threading.Lock()
@@ -41,7 +44,6 @@ class Loopback(Operations):
     readlink = os.readlink
     rmdir = os.rmdir
     unlink = os.unlink
-    utimens = os.utime
 
     def access(self, path, amode):
         if not os.access(path, amode):
@@ -61,7 +63,10 @@ class Loopback(Operations):
 
     def getattr(self, path, fh=None):
         status = os.lstat(path)
-        return {f"st_{key}": getattr(status, f"st_{key}") for key in STAT}
+        return {
+            **{f"st_{key}": getattr(status, f"st_{key}") for key in STAT},
+            **{f"st_{key}": getattr(status, f"st_{key}_ns") for key in TIMES},
+        }
 
     def getxattr(self, path, name, position=0):
         return os.getxattr(path, name, follow_symlinks=False)
@@ -101,6 +106,9 @@ class Loopback(Operations):
 
     def truncate(self, path, length, fh=None):
         os.truncate(path, length)
+
+    def utimens(self, path, times=None):
+        os.utime(path, ns=times, follow_symlinks=False)
 
     def write(self, path, data, offset, fh):
         with self.lock:

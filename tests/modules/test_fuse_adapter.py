@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from fuse_objects import (
+    CALLS,
     DIR,
     FILE,
     FUSE,
@@ -20,7 +19,6 @@ from fuse_objects import (
     MFUSE,
     REG,
     Call,
-    Empty,
     Recorder,
     number_of,
     program,
@@ -30,38 +28,8 @@ from umvm.modules.fuse import mount
 from umvm.interfaces.filesystem import Attr, Caller, Entry, StatFs, set_caller
 from umvm.interfaces.fuse_adapter import FuseAdapter
 from umvm.interfaces.fuse_options import FuseOptions
-from umvm.standin import names
 
 # --- what reaches the object ------------------------------------------------------------------
-
-CALLS: list[tuple[Call, tuple[Any, ...]]] = [
-    (lambda fs: fs.getattr(b"/a"), ("getattr", "/a", None)),
-    (lambda fs: fs.getattr(b"/a", 5), ("getattr", "/a", 5)),
-    (lambda fs: fs.access(b"/a", 6), ("access", "/a", 6)),
-    (lambda fs: fs.chmod(b"/a", 0o600), ("chmod", "/a", REG | 0o600)),
-    (lambda fs: fs.chown(b"/a", 3, -1), ("chown", "/a", 3, -1)),
-    (lambda fs: fs.chown(b"/a", 0xFFFFFFFF, 4), ("chown", "/a", -1, 4)),
-    (lambda fs: fs.truncate(b"/a", 9), ("truncate", "/a", 9)),
-    (lambda fs: fs.truncate(b"/a", 9, 5), ("truncate", "/a", 9, 5)),
-    (lambda fs: fs.utimens(b"/a", 1_500_000_000, 2), ("utimens", "/a", (1.5, 2e-9))),
-    (lambda fs: fs.mknod(b"/p", stat.S_IFIFO | 0o600, 0), ("mknod", "/p", stat.S_IFIFO | 0o600, 0)),
-    (lambda fs: fs.mkdir(b"/d", 0o755), ("mkdir", "/d", 0o755)),
-    (lambda fs: fs.unlink(b"/a"), ("unlink", "/a")),
-    (lambda fs: fs.rmdir(b"/d"), ("rmdir", "/d")),
-    (lambda fs: fs.symlink(b"to/where", b"/l"), ("symlink", "/l", "to/where")),
-    (lambda fs: fs.link(b"/old", b"/new"), ("link", "/new", "/old")),
-    (lambda fs: fs.rename(b"/old", b"/new"), ("rename", "/old", "/new")),
-    (lambda fs: fs.opendir(b"/d"), ("opendir", "/d")),
-    (lambda fs: fs.fsyncdir(b"/d", 7, True), ("fsyncdir", "/d", 1, 7)),
-    (lambda fs: fs.releasedir(b"/d", 7), ("releasedir", "/d", 7)),
-    (lambda fs: fs.open(b"/a", os.O_RDWR), ("open", "/a", os.O_RDWR)),
-    (lambda fs: fs.create(b"/a", 0o640, os.O_RDWR), ("create", "/a", REG | 0o640)),
-    (lambda fs: fs.flush(b"/a", 5), ("flush", "/a", 5)),
-    (lambda fs: fs.fsync(b"/a", 5, False), ("fsync", "/a", 0, 5)),
-    (lambda fs: fs.release(b"/a", 5), ("release", "/a", 5)),
-    (lambda fs: fs.setxattr(b"/a", b"user.n", b"v", 1), ("setxattr", "/a", "user.n", b"v", 1)),
-    (lambda fs: fs.removexattr(b"/a", b"user.n"), ("removexattr", "/a", "user.n")),
-]
 
 
 @pytest.mark.parametrize(("call", "expected"), CALLS, ids=[str(row[1][0]) for row in CALLS])
@@ -71,9 +39,12 @@ def test_arguments_arrive_as_from_libfuse(call: Call, expected: tuple[Any, ...])
     assert recorder.calls[-1] == expected
 
 
+DIRECT = FuseOptions(direct_io=True)
+
+
 def test_read_and_write_arguments() -> None:
     recorder = Recorder(read=b"abc", write=3)
-    fs = FuseAdapter(recorder)
+    fs = FuseAdapter(recorder, DIRECT)
     assert fs.read(b"/a", 5, 10, 2) == b"abc"
     assert fs.write(b"/a", 5, b"abc", 4) == 3
     assert recorder.calls == [("read", "/a", 10, 2, 5), ("write", "/a", b"abc", 4, 5)]
@@ -81,13 +52,75 @@ def test_read_and_write_arguments() -> None:
 
 def test_large_reads_and_writes_are_cut_to_the_limits() -> None:
     recorder = Recorder()
-    fs = FuseAdapter(recorder, FuseOptions(max_read=4, max_write=2))
+    fs = FuseAdapter(recorder, DIRECT._replace(max_read=4, max_write=2))
     recorder.answers["read"] = b"1234"
     assert fs.read(b"/a", 5, 8, 0) == b"12341234"
     recorder.answers["write"] = 2
     assert fs.write(b"/a", 5, b"abcd", 10) == 4
     assert [call[2:4] for call in recorder.calls[:2]] == [(4, 0), (4, 4)]
     assert [call[2:4] for call in recorder.calls[2:]] == [(b"ab", 10), (b"cd", 12)]
+
+
+class Content(Recorder):
+    """A file with some content, read as asked for."""
+
+    content = bytes(range(256)) * 40
+
+    def __call__(self, op: str, *args: Any) -> Any:
+        self.answers["getattr"] = {**FILE, "st_size": len(self.content)}
+        _, size, offset = (*args, 0, 0)[:3]
+        self.answers["read"] = self.content[offset : offset + size] if op == "read" else b""
+        return super().__call__(op, *args)
+
+    def asked(self) -> list[Any]:
+        """The (size, offset) of reads since the last time."""
+        reads = [call[2:4] for call in self.calls if call[0] == "read"]
+        self.calls.clear()
+        return reads
+
+
+def test_reads_are_of_whole_pages_before_the_end_as_from_the_kernels_cache() -> None:
+    recorder = Content()
+    fs = FuseAdapter(recorder)
+    size = len(recorder.content)
+    for offset, length, asked in (
+        (0, 4096, [(4096, 0)]),
+        (1, 1, [(4096, 0)]),
+        (4095, 2, [(8192, 0)]),
+        (9000, 99999, [(4096, 8192)]),
+        (size, 5, []),
+        (size + 5, 5, []),
+    ):
+        data = fs.read(b"/a", 5, length, offset)
+        assert data == recorder.content[offset : offset + length]
+        assert recorder.asked() == asked
+
+
+def test_a_file_is_as_long_as_its_attributes_say_for_their_time() -> None:
+    recorder = Content()
+    fs = FuseAdapter(recorder, FuseOptions(attr_timeout=1000))
+    fs.getattr(b"/a", 5)
+    recorder.content += b"more"
+    assert len(fs.read(b"/a", 5, 99999, 0)) == 10240, "as with libfuse: it isn't asked again yet"
+    fs.truncate(b"/a", 10244, 5)
+    assert len(fs.read(b"/a", 5, 99999, 0)) == 10244
+    fresh = FuseAdapter(recorder, FuseOptions(attr_timeout=0))
+    assert len(fresh.read(b"/a", 5, 99999, 0)) == 10244
+    recorder.content += b"more"
+    assert len(fresh.read(b"/a", 5, 99999, 0)) == 10248
+
+
+def test_what_was_written_can_be_read_at_once() -> None:
+    fs = program("fuse_memory.py", attr_timeout="1000")
+    fh = fs.create(b"/a", 0o644, os.O_RDWR)
+    assert fs.getattr(b"/a", fh).size == 0
+    assert fs.write(b"/a", fh, b"hello", 3) == 5
+    assert fs.read(b"/a", fh, 99, 0) == b"\0\0\0hello"
+    fs.rename(b"/a", b"/b")
+    assert fs.read(b"/b", fh, 99, 5) == b"llo"
+    fs.unlink(b"/b")
+    assert fs.create(b"/b", 0o644, os.O_RDWR)
+    assert fs.read(b"/b", fh, 99, 0) == b""
 
 
 def test_names_that_are_not_utf8_come_and_go_unchanged() -> None:
@@ -127,144 +160,6 @@ def test_the_context_is_the_caller() -> None:
         assert fs.getattr(b"/pid").size == 3
     finally:
         set_caller(Caller(0, 0, 0))
-
-
-# --- the dialects -----------------------------------------------------------------------------
-
-
-def test_an_object_that_cannot_be_called_has_its_methods_called() -> None:
-    class Plain:
-        def getattr(self, path: str, fh: Any = None) -> dict[str, int]:
-            return {"st_mode": REG, "st_size": len(path)}
-
-    assert FuseAdapter(Plain()).getattr(b"/four").size == 5
-
-
-def test_mfusepy_ignores_call_and_skips_its_defaults() -> None:
-    class Methods(MFUSE.Operations):  # type: ignore[misc]
-        def __call__(self, op: str, *args: Any) -> Any:
-            raise AssertionError("called")
-
-        def unlink(self, path: str) -> int:
-            return 0
-
-    fs = FuseAdapter(Methods())
-    assert fs.mfusepy
-    fs.unlink(b"/a")
-    assert number_of(lambda: fs.rmdir(b"/a")) == errno.ENOSYS
-    assert fs.getattr(b"/").mode == DIR | 0o755
-    assert number_of(lambda: fs.getattr(b"/x")) == errno.ENOENT
-
-
-@pytest.mark.parametrize("module", ["fuse", "mfusepy"])
-def test_the_real_modules_classes_behave_as_the_stand_ins(module: str) -> None:
-    try:
-        real = __import__(module)
-    except (ImportError, OSError):  # libfuse is not there
-        pytest.skip(f"{module} can't be imported without libfuse")
-    answers = []
-    for operations in (real.Operations(), getattr(names.module(module), "Operations")()):  # noqa: B009
-        fs = FuseAdapter(operations)
-        answers.append((fs.mfusepy, fs.trivial, [outcome(fs, call) for call, _ in CALLS]))
-    assert answers[0] == answers[1]
-
-
-def outcome(fs: FuseAdapter, call: Call) -> Any:
-    try:
-        return call(fs)
-    except OSError as error:
-        return error.errno
-
-
-def test_mfusepys_create_gets_the_flags_if_it_has_room() -> None:
-    class Two(MFUSE.Operations):  # type: ignore[misc]
-        def create(self, path: str, mode: int) -> int:
-            return 1
-
-    class Three(MFUSE.Operations):  # type: ignore[misc]
-        def create(self, path: str, mode: int, fi: Any = None) -> Any:
-            return fi
-
-    assert FuseAdapter(Two()).create(b"/a", 0o600, os.O_RDWR) == 1
-    assert FuseAdapter(Three()).create(b"/a", 0o600, os.O_RDWR) == os.O_RDWR | os.O_CREAT
-
-
-def test_mfusepys_logging_sees_what_is_overridden(caplog: pytest.LogCaptureFixture) -> None:
-    class Logged(MFUSE.LoggingMixIn, MFUSE.Operations):  # type: ignore[misc]
-        def unlink(self, path: str) -> int:
-            return 0
-
-    caplog.set_level(logging.DEBUG, "fuse.log-mixin")
-    fs = FuseAdapter(Logged())
-    fs.unlink(b"/a")
-    assert [record.getMessage() for record in caplog.records] == [
-        "-> unlink ('/a',)",
-        "<- unlink 0",
-    ]
-
-
-# --- what is missing --------------------------------------------------------------------------
-
-MISSING: list[tuple[str, Call, Any]] = [
-    ("getattr", lambda fs: fs.getattr(b"/a"), errno.ENOSYS),
-    ("access", lambda fs: fs.access(b"/a", 4), None),
-    ("readlink", lambda fs: fs.readlink(b"/a"), errno.ENOSYS),
-    ("unlink", lambda fs: fs.unlink(b"/a"), errno.ENOSYS),
-    ("link", lambda fs: fs.link(b"/a", b"/b"), errno.EPERM),
-    ("create", lambda fs: fs.create(b"/a", 0o600, 0), errno.ENOSYS),
-    ("open", lambda fs: fs.open(b"/a", 0), 0),
-    ("opendir", lambda fs: fs.opendir(b"/"), 0),
-    ("read", lambda fs: fs.read(b"/a", 0, 1, 0), errno.ENOSYS),
-    ("write", lambda fs: fs.write(b"/a", 0, b"x", 0), errno.ENOSYS),
-    ("flush", lambda fs: fs.flush(b"/a", 0), None),
-    ("fsync", lambda fs: fs.fsync(b"/a", 0, False), None),
-    ("release", lambda fs: fs.release(b"/a", 0), None),
-    ("releasedir", lambda fs: fs.releasedir(b"/a", 0), None),
-    ("readdir", lambda fs: fs.readdir(b"/", 0), errno.ENOSYS),
-    ("statfs", lambda fs: fs.statfs(b"/"), StatFs(bsize=512, frsize=512)),
-    ("getxattr", lambda fs: fs.getxattr(b"/a", b"n"), errno.EOPNOTSUPP),
-    ("listxattr", lambda fs: fs.listxattr(b"/a"), errno.EOPNOTSUPP),
-    ("setxattr", lambda fs: fs.setxattr(b"/a", b"n", b"", 0), errno.EOPNOTSUPP),
-    ("ioctl", lambda fs: fs.ioctl(b"/a", 0, 0, b""), errno.ENOTTY),
-    ("fallocate", lambda fs: fs.fallocate(b"/a", 0, 0, 0, 1), errno.EOPNOTSUPP),
-]
-
-
-@pytest.mark.parametrize(("name", "call", "expected"), MISSING, ids=[row[0] for row in MISSING])
-def test_a_missing_operation_answers_as_libfuse_and_linux_do(
-    name: str, call: Call, expected: Any
-) -> None:
-    assert outcome(FuseAdapter(Empty()), call) == expected
-
-
-def test_create_falls_back_to_mknod_and_open() -> None:
-    class Older(Recorder):
-        create = None
-
-    recorder = Older()
-    assert FuseAdapter(recorder).create(b"/a", 0o600, os.O_RDWR | os.O_EXCL) == 5
-    assert recorder.calls == [("mknod", "/a", REG | 0o600, 0), ("open", "/a", os.O_RDWR)]
-    recorder = Recorder(create=OSError(errno.ENOSYS, "x"))
-    assert FuseAdapter(recorder).create(b"/a", 0o600, os.O_RDWR) == 5
-
-
-def test_mknod_of_a_file_is_create_and_release() -> None:
-    recorder = Recorder()
-    FuseAdapter(recorder).mknod(b"/a", REG | 0o600, 0)
-    assert recorder.calls == [("create", "/a", REG | 0o600), ("release", "/a", 6)]
-
-
-def test_defaults_that_do_nothing_are_not_asked() -> None:
-    class Plain(FUSE.Operations):  # type: ignore[misc]
-        pass
-
-    class Flushes(FUSE.Operations):  # type: ignore[misc]
-        def flush(self, path: str, fh: int) -> int:
-            return 0
-
-    assert not FuseAdapter(Plain()).wants_flush
-    assert FuseAdapter(Flushes()).wants_flush
-    assert FuseAdapter(Recorder()).wants_flush, "an object with a __call__ of its own sees all"
 
 
 # --- what comes back --------------------------------------------------------------------------
@@ -311,6 +206,15 @@ def test_a_handle_that_is_not_known_any_more_is_no_reason_to_fail() -> None:
     assert FuseAdapter(Stale()).getattr(b"/a", 3).size == 8
     hard = FuseAdapter(Stale(), FuseOptions(hard_remove=True))
     assert number_of(lambda: hard.getattr(b"/a", 3)) == errno.ENOENT
+
+
+def test_the_handle_of_a_directory_is_not_taken_for_a_files() -> None:
+    recorder = Recorder(getattr={"st_mode": DIR | 0o755}, readdir=["."])
+    fs = FuseAdapter(recorder)
+    handle = fs.opendir(b"/d")
+    fs.getattr(b"/d", handle)
+    fs.readdir(b"/d", handle)
+    assert recorder.calls[1:] == [("getattr", "/d", None), ("readdir", "/d", 7)]
 
 
 READDIR: list[tuple[Any, list[Entry]]] = [
@@ -390,6 +294,12 @@ def test_errors_of_an_operation() -> None:
         assert number_of(partial(fs.unlink, b"/a")) == errno.EDQUOT
 
 
+def test_errors_are_of_pythons_own_classes() -> None:
+    fs = FuseAdapter(FUSE.Operations())
+    with pytest.raises(FileNotFoundError):
+        fs.getattr(b"/a")
+
+
 def test_other_exceptions_are_einval_with_one_traceback_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -412,7 +322,7 @@ def test_an_exception_inside_a_generator_is_caught_too() -> None:
 
 
 def test_too_much_data_and_wrong_handles_are_einval() -> None:
-    fs = FuseAdapter(Recorder(read=b"toolong", open=None))
+    fs = FuseAdapter(Recorder(read=b"toolong", open=None), DIRECT)
     assert number_of(lambda: fs.read(b"/a", 5, 3, 0)) == errno.EINVAL
     assert number_of(lambda: fs.open(b"/a", 0)) == errno.EINVAL
 

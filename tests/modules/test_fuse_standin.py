@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from harness import GUESTS, UMVM, Result, Runner, compare
 
+PYTHON = f"{shlex.quote(sys.executable)} -W ignore"
 PRELUDE = f"""
     umount() {{ {shlex.join([*UMVM, "umount"])} "$@"; }}
     is_mounted() {{ [ "$(stat -c %d "$m" 2>&1)" != "$(stat -c %d "$m/.." 2>&1)" ]; }}
     until_mounted() {{ until is_mounted; do sleep 0.02; done; }}
-    serve() {{ it=$1; shift; {shlex.quote(sys.executable)} {GUESTS}/$it "$@" & server=$!; }}
+    serve() {{ it=$1; shift; {PYTHON} {GUESTS}/$it "$@" & server=$!; }}
 """
 """Shell functions; `m` is the mount point. `serve PROGRAM ARGUMENT…` starts a program."""
 
@@ -208,7 +209,7 @@ def test_a_program_goes_into_the_background_once_it_is_mounted(
 ) -> None:
     log = tmp_path / "log"
     script = f"""
-        FUSE_TEST_LOG={log} {sys.executable} {GUESTS}/fuse_memory.py $m && is_mounted && echo up
+        FUSE_TEST_LOG={log} {PYTHON} {GUESTS}/fuse_memory.py $m && is_mounted && echo up
         echo x > $m/f && cat $m/f && umount $m
         until [ -s {log} ]; do sleep 0.02; done
     """
@@ -260,16 +261,16 @@ def test_fuse_exit_and_an_exit_end_the_program(runner: Runner, point: Path, thre
     code = "import os, sys; os.setxattr(sys.argv[1], sys.argv[2], b'x')"
     script = f"""
         for how in exit crash; do
-            serve fuse_memory.py $m foreground {threads}
+            serve fuse_memory.py $m foreground {threads} > $m.out
             until_mounted
             {sys.executable} -c {shlex.quote(code)} $m user.$how 2>/dev/null; echo $?
             wait $server; echo "server $?"
-            is_mounted || echo gone
+            is_mounted || echo gone; cat $m.out
         done
     """
     done = in_vm(runner, point, script)
     assert done.ok().split("\n") == [
-        "0", "unmounted", "server 0", "gone",
+        "0", "server 0", "gone", "unmounted",
         "1", "server 7", "gone", "",
     ]  # fmt: skip
 
@@ -335,9 +336,22 @@ def test_a_class_mounted_from_inside(runner: Runner, point: Path) -> None:
         umount $m; {mount} fuse_memory.py:Memory $m -o wrong=1 || {mount} fuse_memory.py:None $m
     """
     done = in_vm(runner, point, script)
-    assert done.stdout.split("\n")[0] == "hi"
+    assert done.stdout == "hi\nfuse.fusepy\n"
     assert "unknown option wrong" in done.stderr
     assert "has no 'None'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [("", "Memory fuse rw"), ("fsname=mine subtype=sub ro", "mine fuse.sub ro")],
+)
+def test_how_it_is_listed(runner: Runner, point: Path, options: str, shown: str) -> None:
+    script = f"""
+        serve fuse_memory.py $m foreground {options} > /dev/null
+        until_mounted; grep " $m " /proc/mounts | cut -d, -f1 | cut -d' ' -f1,3-4
+        umount $m; wait $server; grep " $m " /proc/mounts || echo gone
+    """
+    assert in_vm(runner, point, script).stdout == f"{shown}\ngone\n"
 
 
 def test_a_mapped_file(runner: Runner, point: Path) -> None:

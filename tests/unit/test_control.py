@@ -249,7 +249,7 @@ def test_list_and_find(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         sock.bind(str(dead))
     assert client.list_vms() == [client.Vm("one", server.path, os.getpid())]
     assert not dead.exists()
-    for wanted in (None, "one", os.getpid(), str(os.getpid()), os.getppid()):
+    for wanted in (None, "one", os.getpid(), str(os.getpid())):
         assert client.find_vm(wanted) == server.path
     with pytest.raises(NotFound, match=r"no VM named two \(running: one\)"):
         client.find_vm("two")
@@ -298,6 +298,9 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
         self.manager = self
+
+    def verb(self, name: str) -> None:
+        """No module answers a verb of its own."""
 
     def load(self, *args: object, **more: object) -> None:
         self.asked.append(("load", *args))

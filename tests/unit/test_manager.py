@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ class Vm:
         self.mounted: list[dict[str, Any]] = []
         self.seen: list[str] = []
 
-    def commit_hooks(self, hooks: dict[str, list[Callable[..., Any]]]) -> None:
-        if "no_such_call" in hooks:
-            raise UmvmError("unknown system call 'no_such_call'")
+    def commit_hooks(
+        self, hooks: dict[str, list[Callable[..., Any]]], identity: object, events: Iterable[str]
+    ) -> None:
         self.hooks = hooks
 
     def mounts_of(self, module: str) -> int:

@@ -33,6 +33,7 @@ _FLOWS = {
     "fds": "sync msync close_range sendfile splice tee vmsplice copy_file_range sync_file_range",
     "ptrace": "ptrace",
     "prctl": "prctl",
+    "sockname": "getsockname getpeername",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}
 _FLAGS = {

@@ -67,15 +67,6 @@ class Agent:
             return None
         return self.area.put(pid, program, name, front)
 
-    def exe(self, pid: int, link: bytes) -> bytes:
-        """The target of /proc/`pid`/exe as it would be without the loader."""
-        if not link.startswith(self.shadow + b"/l/"):
-            return link
-        try:
-            return self.area.exe(pid)
-        except OSError:
-            return link
-
 
 def runnable(path: bytes) -> bool:
     """Is this a 64-bit program that the loader can open and we may execute?"""

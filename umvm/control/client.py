@@ -74,7 +74,7 @@ def list_vms() -> list[Vm]:
 def find_vm(wanted: str | int | None = None) -> Path:
     """Return the control socket of a VM: by name, by pid, or the obvious one.
 
-    The pid may be that of the supervisor, of `umvm run` or of a guest. With None it is the VM this
+    The pid may be that of the supervisor (`umvm run`) or of a guest. With None it is the VM this
     process is in ($UMVM_SOCKET), else the only one that runs.
     **Errors** NotFound: there is none, or more than one.
     """
@@ -97,10 +97,8 @@ def find_vm(wanted: str | int | None = None) -> Path:
 
 
 def _belongs(pid: int, vm: Vm) -> bool:
-    """Is `pid` the `umvm run` that waits for a VM, or a process that was started in it?"""
+    """Was the process `pid` started in the VM?"""
     try:
-        if f"\nPPid:\t{pid}\n" in Path(f"/proc/{vm.pid}/status").read_text():
-            return True
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False

@@ -17,7 +17,10 @@ def dispatch(vm: Any) -> Callable[[str, Args, list[int]], object]:
     def answer(verb: str, args: Args, fds: list[int]) -> object:
         handler = VERBS.get(verb)
         if handler is None:
-            raise UsageError(f"unknown verb {verb!r}")
+            of_module = vm.manager.verb(verb)
+            if of_module is None:
+                raise UsageError(f"unknown verb {verb!r}")
+            return of_module(dict(args))
         try:
             return handler(vm, _Arguments(args), fds)
         except _Missing as error:
@@ -115,6 +118,7 @@ def _info(vm: Any, args: _Arguments, fds: list[int]) -> object:
         "processes": len(vm.processes()),
         "mounts": len(vm.mounts()),
         "modules": [info.name for info in vm.manager.list()],
+        "engine": getattr(vm, "engine_name", "notify"),
     }
 
 

@@ -1,4 +1,4 @@
-"""What is still open when the kernel had to drop events: by leases, and by /proc for directories."""
+"""What is still open when the kernel dropped events: by leases, and by /proc for directories."""
 
 from __future__ import annotations
 

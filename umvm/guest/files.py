@@ -20,7 +20,7 @@ from umvm.guest.openfile import DeadFileSystem, DirRef, OpenFile
 from umvm.guest.opennames import OpenNames
 from umvm.guest.releases import Releases
 from umvm.guest.watch import IN_Q_OVERFLOW, CloseWatch
-from umvm.interfaces.filesystem import Attr
+from umvm.interfaces.filesystem import Attr, FileSystem
 
 if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SETTLE = 10.0
 """Seconds that an unmount waits for a file system's `release`."""
+KILL = 2.0
+"""Seconds that a forced unmount waits for it."""
 WRITE_BACK = 1.0
 """Seconds between looks at what guests wrote through mappings, longer when a look takes long."""
 GATHER = 0.002
@@ -182,7 +184,7 @@ class Files(OpenNames):
         flags = os.O_CLOEXEC | file.flags & _STATUS
         if file.directory:
             place = self._shadow.place("d", file.ident)
-            os.mkdir(place, 0o700)
+            os.mkdir(place, 0o711)
             try:
                 return os.open(place, flags & ~os.O_APPEND | os.O_DIRECTORY)
             finally:
@@ -265,21 +267,30 @@ class Files(OpenNames):
         self._releases.submit(file.node.mount, partial(self._release, file))
 
     def _release(self, file: OpenFile) -> None:
-        node, fs = file.node, file.mount.fs
+        fs = file.mount.fs
         try:
-            node.unmap(file)
+            file.node.unmap(file)
             if file.unflushed and fs.wants_flush:
                 fs.flush(file.path, file.fh)
         except OSError as error:
             if not file.dead:
                 log.warning("%r was closed with data that can't be written: %s", file.path, error)
+        except Exception:
+            log.exception("last close of %r", file.path)
+        if not file.dead:
+            self._tell(fs, file)
+        self._unlist(file)
+
+    def _tell(self, fs: FileSystem, file: OpenFile) -> None:
+        """The file system's `release`, once for each file handle; its errors are nobody's."""
+        if not self._last_user(file):
+            return
         try:
-            if not file.dead and self._last_user(file):
-                (fs.releasedir if file.directory else fs.release)(file.path, file.fh)
+            (fs.releasedir if file.directory else fs.release)(file.path, file.fh)
         except OSError as error:
             log.info("release of %r: %s", file.path, error)
-        finally:
-            self._unlist(file)
+        except Exception:
+            log.exception("release of %r", file.path)
 
     def _last_user(self, file: OpenFile) -> bool:
         """Nobody else uses the file handle, if there is one."""
@@ -380,14 +391,10 @@ class Files(OpenNames):
                     continue
                 file.dead = True
                 mount.uses -= 1
-            try:
-                if not file.is_path:
-                    (mount.fs.releasedir if file.directory else mount.fs.release)(
-                        file.path, file.fh
-                    )
-            except Exception as error:
-                log.info("release of %r: %s", file.path, error)
+            self._releases.submit(mount, partial(self._tell, mount.fs, file))
             file.mount = dead
+        if not self._releases.settle(mount, KILL):
+            log.warning("%r: the file system doesn't finish closing files", mount.point)
         with self._lock:
             self._paths.pop(mount, None)
             hidden = [path for owner, path in self._hidden if owner is mount]

@@ -1,10 +1,10 @@
 """Facts about guest processes that their children inherit: changed ids, the network stack in use.
 
 They are kept where fork(2) and execve(2) pass them on: in the process itself. The kernel gives each
-process limits of its own, which children copy, and one of them, RLIMIT_LOCKS, has had no effect since
-Linux 2.4 (getrlimit(2)). Its soft limit holds the number of a record; a process without a mark has
-what it had before, as a rule RLIM_INFINITY. So nothing has to be learnt of forks, and no number of a
-process that ended can be mistaken for another's. A guest that sets this limit loses its marks.
+process limits of its own, which children copy, and one of them, RLIMIT_LOCKS, has had no effect
+since Linux 2.4 (getrlimit(2)). Its soft limit holds the number of a record; a process without mark
+has what it had before, as a rule RLIM_INFINITY. So nothing has to be learnt of forks, and a process
+that ended can't be mistaken for another one. A guest that sets this limit loses its marks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Marks:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
 
     def _of(self, pid: int) -> Record:
-        number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
+        try:
+            number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
+        except PermissionError:
+            return {}  # it has become another user on the host
         return self._records[number] if 0 <= number < len(self._records) else {}
 
     def _number(self, record: Record) -> int:

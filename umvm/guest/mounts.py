@@ -27,6 +27,7 @@ from core_accel.pathwalk import (
     Magic,
     View,
 )
+from umvm.guest.loaded import program_behind
 from umvm.interfaces.filesystem import Attr, FileSystem
 
 __all__ = [
@@ -69,6 +70,8 @@ class Mount:
     detached: bool = False
     destroyed: bool = False
     expiring: bool = False
+    direct: bool = False
+    """Its names lead to its own files: it isn't hidden, and no other mount is in it."""
     inodes: dict[bytes, int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _directories: dict[bytes, tuple[float, Attr]] = field(default_factory=dict, repr=False)
@@ -96,6 +99,23 @@ class Mount:
         """What is known of a directory, no older than the file system's `entry_timeout`."""
         known = self._directories.get(inside)
         return known[1] if known is not None and known[0] > time.monotonic() else None
+
+    def trail(self, base: bytes, inside: bytes, may: Callable[[Attr], bool] | None) -> bool:
+        """Are all directories from `base` to that of `inside` known, and may they be searched?"""
+        directories, now = self._directories, time.monotonic()
+        at = inside.rfind(b"/")
+        start = len(base) if base != b"/" else 0
+        if may is None or not self.permissions():
+            known = directories.get(inside[:at])
+            return at == start or (known is not None and known[0] > now)
+        while at >= start:
+            known = directories.get(inside[:at] or b"/")
+            if known is None or known[0] <= now or not may(known[1]):
+                return False
+            if at == start:
+                return True
+            at = inside.rfind(b"/", 0, at)
+        return False
 
     def look(self, inside: bytes) -> Attr:
         """Ask the file system, and believe what it says of a directory for `entry_timeout`."""
@@ -165,6 +185,17 @@ class MountTable:
     def _compile(self) -> None:
         detached = [(m.point, i) for i, m in self.by_id.items() if m not in self.all]
         self.view = View(self.points(), detached=detached)
+        for mount in self.by_id.values():
+            mount.direct = mount in self.all and self._is_direct(mount)
+            mount.forget()
+        self.direct = [(m.point + b"/", m) for m in self.all if m.direct]
+
+    def _is_direct(self, mount: Mount) -> bool:
+        later = self.all[self.all.index(mount) + 1 :]
+        hidden = any((mount.point + b"/").startswith(m.point.rstrip(b"/") + b"/") for m in later)
+        inner = mount.point.rstrip(b"/") + b"/"
+        nested = any(m.point.startswith(inner) for m in self.all if m is not mount)
+        return not hidden and not nested and mount.point != b"/"  # /proc is in the last
 
     def next_id(self) -> int:
         """A mount id that was never used in this VM."""
@@ -304,7 +335,7 @@ class _Look:
             return -errno.EINVAL
         if not stat.S_ISLNK(mode):
             return -errno.ENOTDIR
-        target = os.readlink(full)
+        target = program_behind(full, os.readlink(full))
         return self._magic(full, target) if _MAGIC.match(full) else target
 
     def _magic(self, full: bytes, target: bytes) -> Magic:

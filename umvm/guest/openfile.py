@@ -28,7 +28,8 @@ class OpenFile:
 
     __slots__ = (
         "dead", "deleted", "directory", "entries", "fh", "fh_users", "flags", "hidden", "ident",
-        "last", "linkable", "lock", "mount", "node", "offset", "path", "readable", "unflushed", "writable",
+        "last", "linkable", "lock", "mount", "node", "offset", "path", "readable", "unflushed",
+        "writable",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +103,8 @@ class OpenFile:
 
     def flush(self) -> None:
         """What close(2) owes the file system; its error is the result of close(2)."""
-        self.node.write_back()
+        if self in self.node.mappers:
+            self.node.write_back()
         if self.mount.fs.wants_flush:
             self.unflushed = False
             self.mount.fs.flush(self.path, self.fh)

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from core_accel.request import Reply
+from umvm.guest.loaded import program_behind
 
 if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
@@ -32,7 +33,9 @@ class Proc:
             text = os.readlink(path)
         except OSError:
             return None
-        return self._vm.shown(text) if text.startswith(self._shadow) else None
+        if not text.startswith(self._shadow):
+            return None
+        return self._vm.shown(program_behind(path, text))
 
     def open(self, path: bytes, flags: int) -> Reply | None:
         """Open a table that has to be changed, read-only; None: the kernel opens it."""
@@ -101,7 +104,8 @@ def _source(mount: Mount) -> bytes:
 
 
 def _type(mount: Mount) -> bytes:
-    return b"fuse." + _escape(os.fsencode(mount.fs.subtype or mount.fstype))
+    name = mount.fs.subtype or mount.fstype
+    return b"fuse" if name == "fuse" else b"fuse." + _escape(os.fsencode(name))
 
 
 def _options(mount: Mount) -> bytes:

@@ -6,7 +6,9 @@ import os
 import time
 from typing import NamedTuple
 
+from umvm.guest.marks import Marks
 from umvm.interfaces.filesystem import Caller
+from umvm.interfaces.identity import Credentials, Identity
 
 BELIEVED = 0.1
 """Seconds that a thread's credentials are kept: less than it takes to use up all process ids."""
@@ -14,18 +16,22 @@ BELIEVED = 0.1
 
 class Task(NamedTuple):
     """A guest thread: its process, file system credentials, tracer (0: none), and the credentials
-    with the real ids, which access(2) uses (the same object where they don't differ)."""
+    with the real ids, which access(2) uses (the same object where they don't differ). `kernel`: as
+    the kernel knows it, where a module gives it another identity."""
 
     tgid: int
     caller: Caller
     tracer: int
     real: Caller
+    kernel: Task | None = None
 
 
 class Processes:
     """Credentials of guest threads, read from /proc/TID/status and kept for a moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Marks) -> None:
+        self.identity: Identity | None = None
+        self._marks = marks
         self._tasks: dict[int, tuple[float, Task]] = {}
 
     def task(self, tid: int) -> Task:
@@ -35,6 +41,8 @@ class Processes:
         if known is not None and now < known[0]:
             return known[1]
         task = read_task(tid)
+        if self.identity is not None:
+            task = self._present(tid, task, self.identity)
         if len(self._tasks) > 4096:
             self._tasks = {t: k for t, k in list(self._tasks.items()) if now < k[0]}
         self._tasks[tid] = (now + BELIEVED, task)
@@ -51,6 +59,14 @@ class Processes:
     def forget(self, tid: int) -> None:
         """The thread is about to change its ids, groups or umask (which threads may share)."""
         self._tasks.clear()
+
+    def _present(self, tid: int, task: Task, identity: Identity) -> Task:
+        own: Credentials = self._marks.get(tid, identity) or identity.first()
+        caller = task.caller._replace(uid=own.fsuid, gid=own.fsgid, groups=own.groups)
+        real = caller
+        if (own.ruid, own.rgid) != (own.fsuid, own.fsgid):
+            real = caller._replace(uid=own.ruid, gid=own.rgid)
+        return Task(task.tgid, caller, task.tracer, real, task)
 
     def cwd_link(self, tid: int) -> bytes:
         """What /proc/TID/cwd reads: a host path, or one in the shadow directory."""

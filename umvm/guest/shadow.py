@@ -41,7 +41,17 @@ def _rank(path: bytes) -> int:
     except OSError:
         return 9
     roomy = free.f_bavail * free.f_frsize >= ROOMY
-    return 2 * (not roomy) + (_fstype(path) != b"tmpfs")
+    closed = os.geteuid() == 0 and not _open_to_all(path)
+    return 4 * closed + 2 * (not roomy) + (_fstype(path) != b"tmpfs")
+
+
+def _open_to_all(path: bytes) -> bool:
+    """May all users get through to it? Guests of root's VM may take other ids."""
+    while os.stat(path).st_mode & stat.S_IXOTH:
+        if path == b"/":
+            return True
+        path = os.path.dirname(path)
+    return False
 
 
 def _fstype(path: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,16 @@ class Special:
 class Specials:
     """The FIFOs and sockets of one VM."""
 
-    def __init__(self, shadow: Shadow) -> None:
-        self._shadow = shadow
+    def __init__(self, shadow: Shadow, on_change: Callable[[], None] = lambda: None) -> None:
+        """`on_change()` is called when `len()` changes."""
+        self._shadow, self._on_change = shadow, on_change
         self._prefix = shadow.path + b"/p/"
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
         self._by_id: dict[bytes, Special] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
 
     def named(self, link: bytes) -> Special | None:
         """What a /proc/PID/fd link into `p` stands for."""
@@ -102,6 +107,7 @@ class Specials:
             for special in self._of_mount(mount):
                 self._drop(special)
                 self._by_id.pop(os.path.basename(special.place), None)
+        self._on_change()
 
     # --- how -------------------------------------------------------------------------------------
 
@@ -120,6 +126,7 @@ class Specials:
         special = Special(mount, path, place, given, _ino(mount, attr))
         with self._lock:
             self._by_id[b"%d" % ident] = special
+        self._on_change()
         return special
 
     def _drop(self, special: Special) -> None:

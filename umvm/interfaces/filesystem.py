@@ -253,18 +253,20 @@ class FileSystem:
 
     # --- extended attributes -------------------------------------------------------------------
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
-        """The value. **Errors** ENODATA, EOPNOTSUPP."""
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
+        """The value; `fh` is given for an open file. **Errors** ENODATA, EOPNOTSUPP."""
         raise _no(errno.EOPNOTSUPP)
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         """Set it; flags XATTR_CREATE 1 (EEXIST), XATTR_REPLACE 2 (ENODATA)."""
         raise _no(errno.EOPNOTSUPP)
 
-    def listxattr(self, path: bytes) -> Sequence[bytes]:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> Sequence[bytes]:
         """The names."""
         return ()
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         """Remove one. **Errors** ENODATA, EOPNOTSUPP."""
         raise _no(errno.EOPNOTSUPP)

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from typing import Any
@@ -30,6 +31,12 @@ from .fuse_structs import FileInfo
 _U32, _U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _RENAME_NOREPLACE = 1
 _SECOND = 10**9
+_PAGE = 4096
+_SIZES = 4096  # sizes of files that are remembered
+
+
+class _Directory(int):
+    """A directory's handle, which may be equal to that of a file."""
 
 
 class FuseAdapter(FuseCalls):
@@ -44,6 +51,7 @@ class FuseAdapter(FuseCalls):
     ) -> None:
         """As FuseCalls."""
         super().__init__(operations, options, errors, dialect)
+        self._sizes: dict[bytes, tuple[float, int]] = {}
         self._create_flags = self.mfusepy and takes_flags(operations)
 
     # --- attributes ----------------------------------------------------------------------------
@@ -53,14 +61,32 @@ class FuseAdapter(FuseCalls):
         """getattr, with the handle for an open file.
 
         The kernel asks for an open file by name; a handle that the object no longer finds a file
-        for is therefore no reason to fail.
+        for is therefore no reason to fail. It never gives a directory's handle.
         """
+        if isinstance(fh, _Directory):
+            fh = None
+        return self._look(path, fh)
+
+    def _look(self, path: bytes, fh: FileHandle) -> Attr:
         try:
-            return self._attr(self.ask("getattr", self.path(path, fh), fh))
+            attr = self._attr(self.ask("getattr", self.path(path, fh), fh))
         except OSError as error:
             if fh is None or error.errno != errno.ENOENT or self.open_unlinked:
                 raise
-            return self._attr(self.ask("getattr", self.text(path), None))
+            attr = self._attr(self.ask("getattr", self.text(path), None))
+        if stat.S_ISREG(attr.mode):
+            self._know_size(path, attr.size)
+        return attr
+
+    def _know_size(self, path: bytes, size: int) -> None:
+        if len(self._sizes) >= _SIZES:
+            self._sizes = {}
+        self._sizes[path] = (time.monotonic() + self.options.attr_timeout, size)
+
+    def _size(self, path: bytes, fh: FileHandle) -> int:
+        """The size of an open file, which the kernel believes for `attr_timeout`."""
+        until, size = self._sizes.get(path, (0.0, 0))
+        return size if time.monotonic() < until else self._look(path, fh).size
 
     def _attr(self, given: Mapping[str, Any]) -> Attr:
         """Read a `st_*` dictionary; what is missing is 0. **Errors** EIO: there is no file type."""
@@ -120,6 +146,7 @@ class FuseAdapter(FuseCalls):
     @guarded
     def truncate(self, path: bytes, size: int, fh: FileHandle = None) -> None:
         """truncate, or for an open file the same with its handle (ftruncate)."""
+        self._sizes.pop(path, None)
         if fh is None:
             self.do("truncate", self.text(path), size)
         else:
@@ -192,6 +219,7 @@ class FuseAdapter(FuseCalls):
     @guarded
     def unlink(self, path: bytes) -> None:
         """unlink."""
+        self._sizes.pop(path, None)
         self.do("unlink", self.text(path))
 
     @guarded
@@ -210,6 +238,7 @@ class FuseAdapter(FuseCalls):
         if flags & ~_RENAME_NOREPLACE:
             raise fail(errno.EINVAL)
         self.do("rename", self.text(old), self.text(new))
+        self._sizes = {}
 
     @guarded
     def link(self, old: bytes, new: bytes) -> None:
@@ -222,8 +251,8 @@ class FuseAdapter(FuseCalls):
     def opendir(self, path: bytes) -> FileHandle:
         """opendir; the handle is 0 where there is none."""
         if not self.has("opendir"):
-            return 0
-        return index(self.ask("opendir", self.text(path))) & _U64
+            return _Directory(0)
+        return _Directory(index(self.ask("opendir", self.text(path))) & _U64)
 
     @guarded
     def readdir(self, path: bytes, fh: FileHandle) -> Iterable[Entry]:
@@ -308,11 +337,26 @@ class FuseAdapter(FuseCalls):
         return self._open("open", flags & ~(os.O_CREAT | os.O_EXCL), self.text(path))
 
     def _create(self, path: bytes, mode: int, flags: int) -> FileHandle:
+        self._sizes.pop(path, None)
         return self._open("create", flags, self.text(path), mode, told=self._create_flags)
 
     @guarded
     def read(self, path: bytes, fh: FileHandle, size: int, offset: int) -> bytes:
-        """read, in pieces of at most `max_read`. More than was asked for is an error."""
+        """read: of whole pages and never behind the end, as the kernel's cache does.
+
+        Objects count on both. With direct_io they are asked for just what the caller wants.
+        """
+        if self.options.direct_io or (isinstance(fh, FileInfo) and fh.direct_io):
+            return self._read(path, fh, size, offset)
+        end = min(offset + size, self._size(path, fh))
+        if offset >= end:
+            return b""
+        start = offset - offset % _PAGE
+        data = self._read(path, fh, end + -end % _PAGE - start, start)
+        return data[offset - start : end - start]
+
+    def _read(self, path: bytes, fh: FileHandle, size: int, offset: int) -> bytes:
+        """In pieces of at most `max_read`. More than was asked for is an error."""
         name, limit = self.path(path), self.options.max_read or size
         data = b""
         while len(data) < size:
@@ -343,6 +387,9 @@ class FuseAdapter(FuseCalls):
             done += count
             if count < len(part):
                 break
+        until, size = self._sizes.get(path, (0.0, 0))
+        if until and size < offset + done:
+            self._sizes[path] = (until, offset + done)
         return done
 
     @guarded
@@ -371,6 +418,7 @@ class FuseAdapter(FuseCalls):
     @guarded
     def fallocate(self, path: bytes, fh: FileHandle, mode: int, offset: int, length: int) -> None:
         """fallocate (mfusepy only)."""
+        self._sizes.pop(path, None)
         self.do_or_fail("fallocate", errno.EOPNOTSUPP, self.path(path), mode, offset, length, fh)
 
     @guarded
@@ -386,7 +434,7 @@ class FuseAdapter(FuseCalls):
     # --- extended attributes -------------------------------------------------------------------
 
     @guarded
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
         """getxattr."""
         try:
             value = self.ask("getxattr", self.text(path), self.text(name))
@@ -397,13 +445,15 @@ class FuseAdapter(FuseCalls):
         return self.bytes_of(value) if isinstance(value, str) else bytes(value)
 
     @guarded
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         """setxattr."""
         args = (self.text(path), self.text(name), value, flags)
         self.do_or_fail("setxattr", errno.EOPNOTSUPP, *args)
 
     @guarded
-    def listxattr(self, path: bytes) -> list[bytes]:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> list[bytes]:
         """listxattr."""
         try:
             names = self.ask("listxattr", self.text(path)) or ()
@@ -412,7 +462,7 @@ class FuseAdapter(FuseCalls):
         return [self.bytes_of(name) for name in names]
 
     @guarded
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         """removexattr."""
         self.do_or_fail("removexattr", errno.EOPNOTSUPP, self.text(path), self.text(name))
 

@@ -189,7 +189,8 @@ class FuseCalls(FileSystem):
     def answer_for(self, op: str, error: Exception) -> OSError:
         """The error a caller gets: errno of an OSError, else EINVAL and a log entry per place."""
         if isinstance(error, OSError) and isinstance(error.errno, int) and error.errno > 0:
-            return error
+            # FuseOSError(ENOENT) is no FileNotFoundError, which those who call us may expect
+            return error if type(error).__module__ == "builtins" else fail(error.errno)
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

@@ -34,6 +34,7 @@ class FileInfo(_Struct):
     """`struct fuse_file_info`: an open file, where `raw_fi` was asked for."""
 
     flags: int
+    direct_io: int
     fh: Any
     flush: int
     _fields = tuple(

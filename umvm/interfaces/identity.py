@@ -33,6 +33,8 @@ class Credentials(NamedTuple):
     permitted: int = 0
     effective: int = 0
     inheritable: int = 0
+    keep: bool = False
+    """PR_SET_KEEPCAPS: the permitted set outlives the loss of user id 0."""
 
     def may(self, capability: int) -> bool:
         """Is a capability in the effective set?"""

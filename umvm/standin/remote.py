@@ -336,16 +336,18 @@ class RemoteOperations(FileSystem):
         result: bytes = self._ask("ioctl", path, fh or 0, command, data)
         return result
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
+    def getxattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> bytes:
         value: bytes = self._ask("getxattr", path, name)
         return value
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(
+        self, path: bytes, name: bytes, value: bytes, flags: int, fh: FileHandle = None
+    ) -> None:
         self._do("setxattr", path, name, value, flags)
 
-    def listxattr(self, path: bytes) -> Sequence[bytes]:
+    def listxattr(self, path: bytes, fh: FileHandle = None) -> Sequence[bytes]:
         names: list[bytes] = self._ask("listxattr", path)
         return names
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, path: bytes, name: bytes, fh: FileHandle = None) -> None:
         self._do("removexattr", path, name)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
-import resource
-import signal
 import stat
 import struct
 from typing import TYPE_CHECKING
 
-from umvm.interfaces.filesystem import Attr
 from umvm.syscalls.context import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -22,6 +18,7 @@ from umvm.syscalls.context import (
     enter,
     fail,
     handles,
+    nameless,
     signed,
     signed64,
     target_at,
@@ -29,6 +26,7 @@ from umvm.syscalls.context import (
     writable,
 )  # fmt: skip
 from umvm.syscalls.open import truncate
+from umvm.syscalls.transfer import may_grow
 from umvm.vfs.attributes import UTIME_OMIT, Times, check_owner, new_mode, times_now, times_of
 from umvm.vfs.permission import WRITE, allowed, owns, permit
 
@@ -46,6 +44,15 @@ def changed(target: Target) -> None:
         target.mount.forget()
 
 
+def kept(target: Target, **values: int) -> bool:
+    """Change what is remembered of a file without a name; the file system knows it no more."""
+    file = target.file
+    if file is None or target.fh is not None or not nameless(file):
+        return False
+    file.last = target.attr._replace(**values)
+    return True
+
+
 # --- mode ----------------------------------------------------------------------------------------
 
 
@@ -56,6 +63,8 @@ def _chmod(vm: VirtualMachine, req: Request, target: Target, mode: int) -> Reply
     if stat.S_ISLNK(attr.mode):
         raise fail(errno.EOPNOTSUPP)
     mode = new_mode(attr, caller, mode) if mount.permissions() else mode & 0o7777
+    if kept(target, mode=stat.S_IFMT(attr.mode) | mode):
+        return DONE
     mount.fs.chmod(target.path, mode, target.fh)
     if mode & (stat.S_ISUID | stat.S_ISGID):
         vm.files.setid(mount, target.path, attr)
@@ -96,10 +105,12 @@ def _chown(vm: VirtualMachine, req: Request, target: Target, uid: int, gid: int)
     mount = target.mount
     writable(mount)
     uid, gid = signed(uid), signed(gid)
-    if mount.permissions():
-        mode = check_owner(target.attr, caller, uid, gid)
-        if mode is not None:
-            mount.fs.chmod(target.path, mode, target.fh)
+    attr = target.attr
+    mode = check_owner(attr, caller, uid, gid) if mount.permissions() else None
+    if kept(target, uid=attr.uid if uid == -1 else uid, gid=attr.gid if gid == -1 else gid):
+        return DONE
+    if mode is not None:
+        mount.fs.chmod(target.path, mode, target.fh)
     mount.fs.chown(target.path, uid, gid, target.fh)
     changed(target)
     return DONE
@@ -145,6 +156,10 @@ def _utimens(vm: VirtualMachine, req: Request, target: Target, times: Times) -> 
             raise fail(errno.EPERM)
         if not allowed(attr, caller, WRITE):
             raise fail(errno.EACCES)
+    atime = attr.atime_ns if times.atime_ns is None else times.atime_ns
+    mtime = attr.mtime_ns if times.mtime_ns is None else times.mtime_ns
+    if kept(target, atime_ns=atime, mtime_ns=mtime):
+        return DONE
     mount.fs.utimens(target.path, times.atime_ns, times.mtime_ns, target.fh)
     changed(target)
     return DONE
@@ -236,29 +251,10 @@ def sys_truncate(vm: VirtualMachine, req: Request) -> Reply | None:
     caller = enter(vm, req)
     writable(mount)
     permit(mount, attr, caller, WRITE)
-    check_limit(caller.pid, attr, size)
+    if size > attr.size:
+        may_grow(req, size)
     truncate(vm, mount, target.path, attr, size, target.fh, caller)
     return DONE
-
-
-def check_limit(pid: int, attr: Attr, size: int) -> None:
-    """RLIMIT_FSIZE (bytes): growing beyond it is EFBIG and SIGXFSZ, as inode_newsize_ok() says."""
-    if size <= attr.size:
-        return
-    try:
-        limit, _ = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    except OSError:
-        return  # it is gone, or another user's
-    if limit != resource.RLIM_INFINITY and size > limit:
-        _signal(pid)
-        raise fail(errno.EFBIG)
-
-
-def _signal(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGXFSZ)
-    except OSError:
-        pass
 
 
 # --- file attributes (chattr) --------------------------------------------------------------------

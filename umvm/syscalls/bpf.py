@@ -11,12 +11,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from errno import ENOSYS
 
-from .row import ADDRESS, DUMPABLE, MMAP_FD, NAMESPACES, Row, Verdict
+from .row import ADDRESS, MMAP_FD, NAMESPACES, PRCTL, Row, Verdict
 
 AUDIT_ARCH = {"x86_64": 0xC000003E}
 X32_BIT = 0x40000000
 MAP_ANONYMOUS = 0x20
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 4, 8
 CLONE_NEWNS_NEWUSER = 0x10020000
 MAX_INSTRUCTIONS = 4096
 
@@ -64,9 +64,10 @@ _CONDITIONS: dict[str, tuple[Instruction, ...]] = {
         _return(RET_ALLOW),
         _return(RET_USER_NOTIF),
     ),
-    DUMPABLE: (
+    PRCTL: (
         (LD_ABS, 0, 0, OFF_ARGS),
-        (JMP_JEQ, 1, 0, PR_SET_DUMPABLE),
+        (JMP_JEQ, 2, 0, PR_SET_DUMPABLE),
+        (JMP_JEQ, 1, 0, PR_SET_KEEPCAPS),
         _return(RET_ALLOW),
         _return(RET_USER_NOTIF),
     ),

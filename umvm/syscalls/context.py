@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from core_accel.request import Reply, Request
 from umvm.guest.mounts import (
@@ -43,8 +43,11 @@ AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_NO_AUTOMOUNT = 0x800
+EXECVEAT = 322
 DONE = Reply.value(0)
 _DELETED = b" (deleted)"
+_SLASH, _DOT = b"/."
+_PLAIN = re.compile(rb"/?(?!\.{1,2}(?:/|\Z))[^/]+(?:/(?!\.{1,2}(?:/|\Z))[^/]+)*\Z")
 _DOTS = re.compile(rb"(?:\.(?:/+|\Z))+")
 
 
@@ -71,7 +74,12 @@ def signed64(number: int) -> int:
 
 
 class Opened(Protocol):
-    """What a link into the shadow directory stands for: an open file, a directory, a FIFO."""
+    """What a link into the shadow directory stands for: an open file, a directory, a FIFO.
+
+    `last`: its attributes when it lost its name, if the file system can't tell them any more.
+    """
+
+    last: Attr | None
 
     @property
     def mount(self) -> Mount: ...
@@ -81,6 +89,11 @@ class Opened(Protocol):
     def directory(self) -> bool: ...
     @property
     def deleted(self) -> bool: ...
+
+
+def file_of(where: Where) -> Opened | None:
+    """The open file that a magic link, or "." in a removed directory, led to."""
+    return cast("Opened | None", where.file)
 
 
 def full_path(file: Opened) -> bytes:
@@ -96,6 +109,7 @@ class Base(NamedTuple):
 
     path: bytes
     mount: int
+    served: Opened | None = None
     gone: Opened | None = None
     """It was removed."""
     elsewhere: bool = False
@@ -121,8 +135,8 @@ def _base(vm: VirtualMachine, tid: int, dirfd: int) -> Base:
         if not named.directory:
             raise fail(errno.ENOTDIR)
         if named.deleted:
-            return Base(named.path, named.mount.ident, named)
-        return Base(named.mount.outside(named.path), named.mount.ident)
+            return Base(named.path, named.mount.ident, gone=named)
+        return Base(named.mount.outside(named.path), named.mount.ident, named)
     if not link.startswith(b"/"):
         raise fail(errno.ENOTDIR)  # "pipe:[…]"; a directory out of reach can't be had here
     if link.endswith(_DELETED) and not os.path.exists(link):
@@ -150,22 +164,61 @@ def locate(
         flags |= FOLLOW
     if missing:
         flags |= MISSING_OK
-    if path.startswith(b"/") and not resolve & IN_ROOT:
+    search = searcher(caller)
+    if path[0] == _SLASH and not resolve & IN_ROOT:
         if resolve & BENEATH:
             raise fail(errno.EXDEV)
         base = _ROOT
+        if not resolve & ~SLASH_OK and _is_plain(path):
+            for prefix, mount in vm.mount_table.direct:
+                if path.startswith(prefix):
+                    inside = path[len(prefix) - 1 :]
+                    found = _shortcut(mount, b"/", inside, follow, missing, search)
+                    if found is not None:
+                        return found
     else:
         base = _base(vm, req.tid, dirfd)
-        if base.gone is not None or base.elsewhere:
-            found = _from_nowhere(base, path)
-            if isinstance(found, Where):
-                return found
-            base, path = found
-    if follow and protections().symlinks and not path.startswith(b"/proc/"):
+        if base.served is not None and not resolve & ~SLASH_OK and _is_plain(path):
+            mount, start = base.served.mount, base.served.path
+            if mount.direct:
+                inside = (start if start != b"/" else b"") + b"/" + path
+                found = _shortcut(mount, start, inside, follow, missing, search)
+                if found is not None:
+                    return found
+        elif base.gone is not None or base.elsewhere:
+            start_again = _from_nowhere(base, path, search)
+            if isinstance(start_again, Where):
+                return start_again
+            base, path = start_again
+    follows = not resolve & SLASH_OK if path[-1] == _SLASH else follow
+    if follows and protections().symlinks and not path.startswith(b"/proc/"):
         return _guarded(vm, req, base, path, flags, caller)
-    return vm.mount_table.walk(
-        req.tid, task.tgid, base.path, path, flags, vm, base.mount, searcher(caller)
-    )
+    return vm.mount_table.walk(req.tid, task.tgid, base.path, path, flags, vm, base.mount, search)
+
+
+def _is_plain(path: bytes) -> bool:
+    """Has it no component that is empty, "." or ".."?"""
+    if b"//" in path or path[-1] == _SLASH or path[0] == _DOT or b"/." in path:
+        return _PLAIN.match(path) is not None
+    return True
+
+
+def _shortcut(
+    mount: Mount, base: bytes, inside: bytes, follow: bool, missing: bool,
+    search: Callable[[Attr], bool] | None,
+) -> Where | None:  # fmt: skip
+    """The walk of a plain path whose directories are known already. None: it has to be walked."""
+    if not mount.trail(base, inside, search):
+        return None
+    try:
+        attr = mount.fs.getattr(inside)
+    except FileNotFoundError:
+        if not missing:
+            raise
+        return Where(mount, mount.point + inside, inside, True, False, 0, False)
+    if follow and attr.mode & 0o170000 == 0o120000:
+        return None
+    return Where(mount, mount.point + inside, inside, False, False, 0, False, attr)
 
 
 def _guarded(
@@ -187,7 +240,9 @@ def _guarded(
     return link if not link.slash else step(flags)
 
 
-def _from_nowhere(base: Base, path: bytes) -> Where | tuple[Base, bytes]:
+def _from_nowhere(
+    base: Base, path: bytes, search: Callable[[Attr], bool] | None
+) -> Where | tuple[Base, bytes]:
     """A path from a directory that was removed: it is still there as ".", and has a parent."""
     dots = _DOTS.match(path)
     rest = path[dots.end() :] if dots else path
@@ -195,6 +250,8 @@ def _from_nowhere(base: Base, path: bytes) -> Where | tuple[Base, bytes]:
         return Where(None, base.path, base.path, False, False, 1, False)
     gone = base.gone
     assert gone is not None
+    if search is not None and gone.mount.permissions() and not search(attributes(gone)):
+        raise fail(errno.EACCES)
     if not rest:
         if not path:
             raise fail(errno.ENOENT)
@@ -222,6 +279,9 @@ def look(where: Where) -> Attr:
     """Attributes of what a path led to; the walk often knows them."""
     if where.attr is not None:
         return where.attr
+    file = file_of(where)
+    if file is not None:
+        return attributes(file)
     assert where.mount is not None
     return where.mount.fs.getattr(where.inside)
 
@@ -251,14 +311,21 @@ def opened(vm: VirtualMachine, req: Request, fd: int) -> Opened | None:
 def attributes(file: Opened) -> Attr:
     """Attributes of an open file, also of one that was removed."""
     fh = getattr(file, "fh", None)
-    hidden = getattr(file, "hidden", b"")
-    if file.deleted and not hidden and (fh is None or not file.mount.fs.open_unlinked):
-        last: Attr | None = getattr(file, "last", None)
-        if last is None:
-            raise fail(errno.ESTALE)
-        return last
-    attr = file.mount.fs.getattr(file.path, fh)
-    return attr._replace(nlink=attr.nlink - 1) if hidden and attr.nlink else attr
+    if not file.deleted:
+        return file.mount.fs.getattr(file.path, fh)
+    if not nameless(file):
+        attr = file.mount.fs.getattr(file.path, fh)
+        return attr._replace(nlink=attr.nlink - 1) if attr.nlink else attr
+    if fh is not None and file.mount.fs.open_unlinked:
+        return file.mount.fs.getattr(file.path, fh)
+    if file.last is None:
+        raise fail(errno.ESTALE)
+    return file.last
+
+
+def nameless(file: Opened) -> bool:
+    """It was removed, and hasn't got a hidden name instead."""
+    return file.deleted and not getattr(file, "hidden", b"")
 
 
 def target_of(file: Opened) -> Target:
@@ -292,8 +359,9 @@ def target_at(
     where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
     if where.mount is None:
         return run_host(vm, req, (index, where))
-    if where.file is not None:
-        return target_of(where.file)
+    file = file_of(where)
+    if file is not None:
+        return target_of(file)
     return Target(where.mount, where.inside, look(where))
 
 
@@ -306,6 +374,23 @@ def target_empty(vm: VirtualMachine, req: Request, dirfd: int) -> Target | None:
         return None
     enter(vm, req)
     return target_of(file)
+
+
+def program_of(vm: VirtualMachine, req: Request) -> bytes | None:
+    """The path in the view of the program that an exec names; None: it can't be executed."""
+    at = int(req.nr == EXECVEAT)
+    dirfd = signed(req.args[0]) if at else AT_FDCWD
+    flags = req.args[4] if at else 0
+    try:
+        path = req.string(req.args[at])
+        if not path and flags & AT_EMPTY_PATH:
+            return vm.shown(os.readlink(b"/proc/%d/fd/%d" % (req.tid, dirfd)))
+        where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
+        mode = os.stat(where.path).st_mode if where.mount is None else look(where).mode
+    except OSError:
+        return None
+    runs = os.access(where.path, os.X_OK) if where.mount is None else bool(mode & 0o111)
+    return where.path if runs and stat.S_ISREG(mode) else None
 
 
 # --- checks that several families make ------------------------------------------------------------
@@ -365,7 +450,7 @@ def host_path(where: Where) -> bytes:
 __all__ = [
     "AT_EMPTY_PATH", "AT_FDCWD", "AT_NO_AUTOMOUNT", "AT_SYMLINK_FOLLOW", "AT_SYMLINK_NOFOLLOW",
     "DONE", "HANDLERS", "Mount", "Opened", "Reply", "Request", "Target", "Where", "allowed",
-    "attributes", "check", "check_change", "enter", "fail", "full_path", "handles", "host_path",
-    "inode", "locate", "look", "opened", "parent", "run_host", "signed", "signed64", "target_at",
-    "target_empty", "target_fd", "target_of", "writable",
+    "attributes", "check", "check_change", "enter", "fail", "file_of", "full_path", "handles",
+    "host_path", "inode", "locate", "look", "nameless", "opened", "parent", "run_host", "signed",
+    "signed64", "target_at", "target_empty", "target_fd", "target_of", "writable",
 ]  # fmt: skip

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import stat
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from umvm.guest.nodes import CHUNK
 from umvm.guest.openfile import OpenFile
-from umvm.syscalls.context import Reply, Request, enter, fail, handles, signed
+from umvm.syscalls.context import Reply, Request, enter, fail, handles, signed, signed64
 from umvm.syscalls.endpoints import (
     HostInput,
     HostOutput,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 SPLICE_F_NONBLOCK, SPLICE_F_ALL = 2, 15
+UINT64_MAX = (1 << 64) - 1
 _OFFSET = struct.Struct("<q")
 
 
@@ -122,7 +124,7 @@ def _finisher(
     return finish
 
 
-# --- sendfile --------------------------------------------------------------------------------------
+# --- sendfile -------------------------------------------------------------------------------------
 
 
 @handles("sendfile")
@@ -167,7 +169,7 @@ def _output(req: Request, file: OpenFile | None, fd: int, offset: int | None) ->
     return HostOutput(req, req.getfd(fd))
 
 
-# --- splice ----------------------------------------------------------------------------------------
+# --- splice ---------------------------------------------------------------------------------------
 
 
 @handles("splice")
@@ -240,7 +242,7 @@ def sys_tee(vm: VirtualMachine, req: Request) -> Reply | None:
     return None
 
 
-# --- copy_file_range -------------------------------------------------------------------------------
+# --- copy_file_range ------------------------------------------------------------------------------
 
 
 @handles("copy_file_range")
@@ -253,25 +255,25 @@ def sys_copy_file_range(vm: VirtualMachine, req: Request) -> Reply | None:
     source, target = served(vm, req, 0), served(vm, req, 2)
     if source is None and target is None:
         return None
-    other = [signed(fd) for fd, file in ((fd_in, source), (fd_out, target)) if file is None]
-    if other:
-        os.close(req.getfd(other[0]))
-    start = _offset_at(req, at_in) if at_in else source.offset if source else 0
-    to = _offset_at(req, at_out) if at_out else target.offset if target else 0
+    sides = (_side(req, source, signed(fd_in)), _side(req, target, signed(fd_out)))
+    start = _word_at(req, at_in) if at_in else source.offset if source else 0
+    to = _word_at(req, at_out) if at_out else target.offset if target else 0
     if flags:
         raise fail(errno.EINVAL)
-    _may_copy(source, target)
+    _may_copy(*sides)
     if source is None or target is None or source.mount is not target.mount:
         raise fail(errno.EXDEV)
-    count = count_of(size)
-    if start + count > MAX_OFFSET or to + count > MAX_OFFSET:
+    if start + size > UINT64_MAX or to + size > UINT64_MAX:
         raise fail(errno.EOVERFLOW)
     enter(vm, req)
-    count = max(0, min(count, source.size() - start, MAX_COUNT))
-    if count:
-        count = room(req, to, count)
-        if source.node is target.node and start < to + count and to < start + count:
-            raise fail(errno.EINVAL)
+    length = source.size()
+    count = 0
+    if signed64(start) < length:
+        count = room(req, to, min(size, length - signed64(start), MAX_COUNT))
+    if source.node is target.node and start < to + count and to < start + count:
+        raise fail(errno.EINVAL)
+    if start > MAX_OFFSET or to > MAX_OFFSET:
+        raise fail(errno.EINVAL)
     done = _copy(req, source, start, target, to, count)
     if at_in:
         req.write(at_in, _OFFSET.pack(start + done))
@@ -284,14 +286,44 @@ def sys_copy_file_range(vm: VirtualMachine, req: Request) -> Reply | None:
     return Reply.value(done)
 
 
-def _may_copy(source: OpenFile | None, target: OpenFile | None) -> None:
-    """generic_file_rw_checks for the sides that are served."""
-    if any(file is not None and file.directory for file in (source, target)):
+class _Side(NamedTuple):
+    """What matters of a file that copy_file_range is asked to use."""
+
+    kind: int
+    readable: bool
+    writable: bool
+    append: bool
+
+
+def _side(req: Request, file: OpenFile | None, fd: int) -> _Side:
+    """**Errors** EBADF: there is no such descriptor."""
+    if file is not None:
+        kind = stat.S_IFDIR if file.directory else stat.S_IFREG
+        return _Side(kind, file.readable, file.writable, bool(file.flags & os.O_APPEND))
+    copy = req.getfd(fd)
+    try:
+        kind = stat.S_IFMT(os.fstat(copy).st_mode)
+        append = fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_APPEND
+        modes = access_mode(copy, os.O_RDONLY), access_mode(copy, os.O_WRONLY)
+        return _Side(kind, *modes, bool(append))
+    finally:
+        os.close(copy)
+
+
+def _may_copy(source: _Side, target: _Side) -> None:
+    """generic_file_rw_checks. **Errors** EISDIR, EINVAL: not a regular file, EBADF."""
+    kinds = (source.kind, target.kind)
+    if stat.S_IFDIR in kinds:
         raise fail(errno.EISDIR)
-    if source is not None and not source.readable:
+    if kinds != (stat.S_IFREG, stat.S_IFREG):
+        raise fail(errno.EINVAL)
+    if not source.readable or not target.writable or target.append:
         raise fail(errno.EBADF)
-    if target is not None and (not target.writable or target.flags & os.O_APPEND):
-        raise fail(errno.EBADF)
+
+
+def _word_at(req: Request, addr: int) -> int:
+    """An offset, as the kernel takes it here: not yet known to be positive. **Errors** EFAULT."""
+    return int.from_bytes(req.read(addr, 8), "little")
 
 
 def _copy(req: Request, source: OpenFile, start: int, target: OpenFile, to: int, count: int) -> int:

@@ -13,6 +13,7 @@ from umvm.syscalls.context import (
     AT_FDCWD,
     Reply,
     Request,
+    attributes,
     enter,
     fail,
     full_path,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 INT_MAX = 0x7FFFFFFF
 NR_GETDENTS, NR_CHDIR = 78, 80
+PAGE = 4096
+"""The room that getcwd(2) has."""
 _HEAD = struct.Struct("<QqHB")
 """struct linux_dirent64: inode, offset of the next entry, length, type; then the name."""
 _OLD_HEAD = struct.Struct("<QqH")
@@ -146,6 +149,7 @@ def sys_fchdir(vm: VirtualMachine, req: Request) -> Reply | None:
         raise fail(errno.ENOTDIR)
     caller = enter(vm, req)
     if file.deleted:
+        permit(file.mount, attributes(file), caller, EXEC)
         return None  # the kernel knows the descriptor's placeholder as a removed directory
     _may_enter(file.mount, file.path, caller)
     return req.rewrite({6: NR_CHDIR, 0: vm.files.directory(file.mount, file.path)})
@@ -162,6 +166,8 @@ def sys_getcwd(vm: VirtualMachine, req: Request) -> Reply | None:
     path = full_path(file) + b"\0"
     if file.mount.detached:
         path = b"(unreachable)" + file.path + b"\0"
+    if len(path) > PAGE:
+        raise fail(errno.ENAMETOOLONG)
     if len(path) > req.args[1]:
         raise fail(errno.ERANGE)
     req.write(req.args[0], path)

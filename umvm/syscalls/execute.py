@@ -8,6 +8,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
+from core_accel.engine import Engine
 from umvm.guest.mounts import Where
 from umvm.syscalls.context import (
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Reply, Request, check, enter, fail, full_path,
@@ -54,7 +55,7 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
         if at and not path.startswith(b"/") and dirfd != AT_FDCWD:
             name = b"/dev/fd/%d/%s" % (dirfd, path)
-    first, front = where, []
+    first, front, executed = where, [], name
     for _ in range(MAX_DEPTH + 1):
         try:
             program = _program(vm, req, where)
@@ -66,12 +67,21 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
             where = locate(vm, req, AT_FDCWD, name)
     else:
         raise fail(errno.ELOOP)
+    if not isinstance(vm.engine, Engine):
+        loader = vm.engine.load(req, program or where.path, executed, front)
+        if loader is not None:
+            return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first:
         return run_host(vm, req, (at, where))
     changes: dict[int, int | bytes | tuple[bytes, list[int]]] = {at: program or where.path}
     if front:
         changes[at + 1] = _arguments(req, a[at + 1], front)
     return req.rewrite(changes)
+
+
+def has_agent(vm: VirtualMachine) -> bool:
+    """Do guests execute programs through the agent's loader?"""
+    return not isinstance(vm.engine, Engine)
 
 
 def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
@@ -82,7 +92,7 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
             script = parse_shebang(head)
             if script is not None:
                 inner = _try_locate(vm, req, script.interpreter)
-                if inner is not None and inner.mount is not None:
+                if inner is not None and (inner.mount is not None or has_agent(vm)):
                     raise script
         return None
     mount, inside = where.mount, where.inside

@@ -7,8 +7,8 @@ import importlib
 from umvm.syscalls.context import HANDLERS
 
 FAMILIES = (
-    "attrs", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names", "open",
-    "process", "seek", "sockets", "stat", "sync", "transfer", "watch", "xattr",
+    "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names", "open",
+    "process", "seek", "sockets", "stat", "sync", "watch", "xattr",
 )  # fmt: skip
 
 for _family in FAMILIES:

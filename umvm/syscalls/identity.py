@@ -1,7 +1,8 @@
 """Calls on user ids, group ids and capabilities where a module gives the guests an identity.
 
-Without one they are the kernel's (umvm/syscalls/process.py). What a process changed is its mark: its
-children inherit it (umvm/guest/marks.py). Credentials belong to a process here, not to a thread.
+Without one they are the kernel's (umvm/syscalls/process.py). What a process changed is its mark,
+which its children inherit (umvm/guest/marks.py). Credentials belong to a process here, not to a
+thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from umvm.guest.process import status
 from umvm.interfaces.filesystem import Attr
 from umvm.interfaces.identity import CAP_SETGID, Credentials, Identity, all_capabilities
-from umvm.syscalls.context import DONE, Reply, Request, fail, signed
+from umvm.syscalls.context import DONE, Reply, Request, fail, program_of, signed
 from umvm.vfs import credentials as rules
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Handler = Callable[["VirtualMachine", Request, Identity], Reply | None]
 CALLS: dict[str, Handler] = {}
 """Asked while an identity is active, after the modules' hooks and before the call's family."""
 NGROUPS_MAX = 65536
+PR_SET_KEEPCAPS = 8
 _NONE = 0xFFFFFFFF
 
 
@@ -72,15 +74,12 @@ def _valid(number: int) -> int:
     return value
 
 
-# --- one id -----------------------------------------------------------------------------------------
+# --- one id --------------------------------------------------------------------------------------
 
 
 def _getter(field: str) -> Handler:
-    index = Credentials._fields.index(field)
-
     def get(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
-        value: int = credentials(vm, req.tid, identity)[index]
-        return Reply.value(value)
+        return Reply.value(getattr(credentials(vm, req.tid, identity), field))
 
     return get
 
@@ -129,7 +128,7 @@ def sys_setfsgid(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     return Reply.value(old.fsgid)
 
 
-# --- several ----------------------------------------------------------------------------------------
+# --- several -------------------------------------------------------------------------------------
 
 
 @handles("setreuid", "setregid")
@@ -194,7 +193,30 @@ def sys_setgroups(vm: VirtualMachine, req: Request, identity: Identity) -> Reply
     return _change(vm, req, identity, rules.with_groups(old, groups))
 
 
-# --- capabilities -----------------------------------------------------------------------------------
+# --- what else changes them -----------------------------------------------------------------------
+
+
+@handles("execve", "execveat")
+def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """execve(2): saved ids and capabilities follow, if a program is there; no answer."""
+    old = credentials(vm, req.tid, identity)
+    new = rules.after_exec(old, all_capabilities())
+    if new != old and program_of(vm, req) is not None:
+        _change(vm, req, identity, new)
+    return None
+
+
+@handles("prctl")
+def sys_prctl(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """prctl(PR_SET_KEEPCAPS): the kernel does it too, for whoever asks it."""
+    option, value, *_ = req.args
+    if option & _NONE == PR_SET_KEEPCAPS and value in (0, 1):
+        own = credentials(vm, req.tid, identity)
+        _change(vm, req, identity, own._replace(keep=bool(value)))
+    return None
+
+
+# --- capabilities --------------------------------------------------------------------------------
 
 _VERSIONS = {0x19980330: 1, 0x20071026: 2, 0x20080522: 2}
 """Version of struct __user_cap_header_struct: number of 32-bit pieces of each set."""

@@ -11,13 +11,14 @@ from umvm.guest.openfile import OpenFile
 from umvm.syscalls.context import Reply, Request, enter, fail, handles, signed64
 from umvm.syscalls.transfer import (
     Segments,
-    count_of,
+    buffer,
     gather,
     put,
     room,
     scatter,
     served,
     vector,
+    verify,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def sys_read(vm: VirtualMachine, req: Request) -> Reply | None:
     if file is None:
         return None
     _may_read(file)
-    size = count_of(req.args[2])
+    size = buffer(req.args[1], req.args[2])
     enter(vm, req)
     with file.lock:
+        verify(file.offset, req.args[2])
         done = _fetch(req, file, req.args[1], size, file.offset)
         file.offset += done
     return Reply.value(done)
@@ -98,7 +100,8 @@ def sys_pread64(vm: VirtualMachine, req: Request) -> Reply | None:
     if file is None:
         return None
     _may_read(file)
-    size = count_of(req.args[2])
+    size = buffer(req.args[1], req.args[2])
+    verify(offset, req.args[2])
     enter(vm, req)
     return Reply.value(_fetch(req, file, req.args[1], size, offset))
 
@@ -121,8 +124,10 @@ def sys_readv(vm: VirtualMachine, req: Request) -> Reply | None:
     _may_read(file)
     enter(vm, req)
     if not position:
+        verify(offset, total)
         return Reply.value(scatter(req, file, segments, total, offset))
     with file.lock:
+        verify(file.offset, total)
         done = scatter(req, file, segments, total, file.offset)
         file.offset += done
     return Reply.value(done)
@@ -137,7 +142,7 @@ def _store(
     """Write guest buffers; the bytes written and the offset after them.
 
     The node's lock makes a write one piece: with O_APPEND nobody gets between the look at the size
-    and the write. **Errors** EFBIG, EFAULT, those of the file system, if nothing was written before.
+    and the write. **Errors** EFBIG, EFAULT, those of the file system, if nothing was written.
     """
     with file.node.lock:
         at = file.size() if append else offset
@@ -168,8 +173,10 @@ def _write(
     append = bool((file.flags & os.O_APPEND and not flags & RWF_NOAPPEND) or flags & RWF_APPEND)
     if offset is None:
         with file.lock:
+            verify(file.offset, total)
             done, file.offset = _store(req, file, segments, total, file.offset, append)
     else:
+        verify(offset, total)
         done, _ = _store(req, file, segments, total, offset, append)
     if file.flags & os.O_DSYNC or flags & (RWF_DSYNC | RWF_SYNC):
         file.fsync(not (file.flags & _O_SYNC_BIT or flags & RWF_SYNC))
@@ -184,7 +191,7 @@ def sys_write(vm: VirtualMachine, req: Request) -> Reply | None:
         return None
     if not file.writable:
         raise fail(errno.EBADF)
-    size = count_of(req.args[2])
+    size = buffer(req.args[1], req.args[2])
     return _write(vm, req, file, [(req.args[1], size)], size, None)
 
 
@@ -197,7 +204,7 @@ def sys_pwrite64(vm: VirtualMachine, req: Request) -> Reply | None:
         return None
     if not file.writable:
         raise fail(errno.EBADF)
-    size = count_of(req.args[2])
+    size = buffer(req.args[1], req.args[2])
     return _write(vm, req, file, [(req.args[1], size)], size, offset)
 
 

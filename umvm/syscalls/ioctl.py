@@ -92,9 +92,10 @@ def _nonblocking(vm: VirtualMachine, req: Request, file: OpenFile) -> Reply | No
 
 
 def _quota_size(vm: VirtualMachine, req: Request, file: OpenFile) -> Reply:
-    """FIOQSIZE: the size of a file or directory."""
-    size = file.mount.fs.getattr(file.path, None if file.directory else file.fh).size
-    req.write(req.args[2], struct.pack("<q", size))
+    """FIOQSIZE: the bytes that a file or directory takes up."""
+    attr = file.mount.fs.getattr(file.path, file.fh)
+    blocks = attr.blocks if attr.blocks >= 0 else -(-attr.size // 512)
+    req.write(req.args[2], struct.pack("<q", blocks * 512))
     return DONE
 
 

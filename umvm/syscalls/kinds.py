@@ -11,8 +11,8 @@ ALWAYS = frozenset(
 )
 """Handled even while nothing is mounted."""
 SERVED = frozenset(
-    "execve execveat getcwd sync msync close_range sendfile splice tee vmsplice copy_file_range "
-    "bind connect sendto sendmsg sendmmsg getsockname getpeername".split()
+    "openat2 execve execveat getcwd sync msync close_range sendfile splice tee vmsplice "
+    "copy_file_range bind connect sendto sendmsg sendmmsg getsockname getpeername".split()
 )
 """Handled while anything is mounted or open: what decides isn't one path or one descriptor."""
 MAX_PATHS = 2

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from typing import TYPE_CHECKING
 
 from umvm.guest.openfile import OpenFile
-from umvm.syscalls.context import Reply, Request, enter, fail, handles
+from umvm.syscalls.context import Reply, Request, enter, handles
 from umvm.syscalls.transfer import served
 
 if TYPE_CHECKING:
@@ -21,18 +20,16 @@ _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .{3}s [0-9a-f]+ \S+ \d+ +(/.*)$",
 
 @handles("mmap")
 def sys_mmap(vm: VirtualMachine, req: Request) -> Reply | None:
-    """mmap(2). **Errors** ENODEV: a directory. ENOMEM: no room for the content.
+    """mmap(2). **Errors** ENOMEM: no room for the content.
 
-    Others (EACCES, EINVAL, EOPNOTSUPP…) are the kernel's, as the descriptor has the right access mode.
+    Others (EACCES, ENODEV…) are the kernel's, as the descriptor is what it should be.
     """
     file = served(vm, req, 4)
     if file is None:
         return None
     _, size, _, flags, _, offset = req.args
-    if not size or offset % PAGE or not file.readable:
+    if not size or offset % PAGE or not file.readable or file.directory:
         return None  # the kernel refuses it
-    if file.directory:
-        raise fail(errno.ENODEV)
     enter(vm, req)
     shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
     vm.files.map(file, shared, req.alive)

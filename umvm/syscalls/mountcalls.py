@@ -30,6 +30,7 @@ _FLAGS = {
     1: "ro", 2: "nosuid", 4: "nodev", 8: "noexec", 16: "sync", 1024: "noatime", 2048: "nodiratime",
     1 << 21: "relatime", 1 << 24: "strictatime",
 }  # fmt: skip
+_LIKE = {"tmpfs": "memory", "ramfs": "memory"}
 MNT_FORCE, MNT_DETACH, MNT_EXPIRE, UMOUNT_NOFOLLOW = 1, 2, 4, 8
 _OPTIONS_MAX = 4096
 
@@ -69,12 +70,21 @@ def sys_mount(vm: VirtualMachine, req: Request) -> Reply | None:
     if not fstype:
         raise fail(errno.EINVAL)
     try:
-        vm.mount(fstype, source or "none", where.path, options)
+        vm.mount(_offered(vm, fstype), source or "none", where.path, options)
     except NotFound as error:
         raise fail(errno.ENODEV) from error
     except UmvmError as error:
         raise fail(_number(error)) from error
     return DONE
+
+
+def _offered(vm: VirtualMachine, fstype: str) -> str:
+    """The type to mount: ours of the same kind for one of the kernel's. NotFound: no such type."""
+    try:
+        vm.manager.filesystem(fstype)
+    except NotFound:
+        fstype = _LIKE.get(fstype, fstype)
+    return fstype
 
 
 def _number(error: UmvmError) -> int:
@@ -99,6 +109,7 @@ def _remount(vm: VirtualMachine, where: Where, flags: int) -> Reply:
 
 def _written(vm: VirtualMachine, mount: Mount) -> bool:
     """Is a file of the mount open for writing?"""
+    vm.files.drain()
     return any(f.mount is mount and f.writable for f in list(vm.files.open.values()))
 
 

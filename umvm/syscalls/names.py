@@ -28,6 +28,7 @@ from umvm.syscalls.context import (
     Where,
     enter,
     fail,
+    file_of,
     handles,
     locate,
     look,
@@ -110,7 +111,6 @@ def sys_mkdir(vm: VirtualMachine, req: Request) -> Reply | None:
     mount = place.mount
     with mount.lock:
         mount.fs.mkdir(place.inside, a[at + 1] & 0o1777 & ~place.caller.umask)
-        mount.forget()
     return DONE
 
 
@@ -133,7 +133,6 @@ def sys_mknod(vm: VirtualMachine, req: Request) -> Reply | None:
     mode = (kind or stat.S_IFREG) | create_mode(place.directory, place.caller, mode)
     with mount.lock:
         mount.fs.mknod(place.inside, mode, rdev if device else 0)
-        mount.forget()
     return DONE
 
 
@@ -150,7 +149,6 @@ def sys_symlink(vm: VirtualMachine, req: Request) -> Reply | None:
         return place
     with place.mount.lock:
         place.mount.fs.symlink(target, place.inside)
-        place.mount.forget()
     return DONE
 
 
@@ -196,8 +194,9 @@ def sys_link(vm: VirtualMachine, req: Request) -> Reply | None:
 
 
 def _source(origin: Where) -> Target:
-    if origin.file is not None:
-        return target_of(origin.file)
+    file = file_of(origin)
+    if file is not None:
+        return target_of(file)
     assert origin.mount is not None
     return Target(origin.mount, origin.inside, look(origin))
 
@@ -213,7 +212,6 @@ def _link(vm: VirtualMachine, source: Target, place: Place) -> None:
             vm.files.reveal(mount, source.path, place.inside)
         else:
             mount.fs.link(source.path, place.inside)
-        mount.forget()
 
 
 def _host_error(target: Where) -> int:
@@ -260,11 +258,22 @@ def _rmdir(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None:
         try:
             mount.fs.rmdir(inside)
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY or not vm.files.drop_hidden(mount, inside):
+            if error.errno != errno.ENOTEMPTY or not _all_hidden(vm, mount, inside):
                 raise
+            vm.files.drop_hidden(mount, inside)
             mount.fs.rmdir(inside)
         vm.files.removed(mount, inside, attr._replace(nlink=0))
         mount.forget()
+
+
+def _all_hidden(vm: VirtualMachine, mount: Mount, inside: bytes) -> bool:
+    """Are only files in a directory that guests have unlinked, or made with O_TMPFILE?"""
+    fh = mount.fs.opendir(inside)
+    try:
+        names = [e.name for e in mount.fs.readdir(inside, fh) if e.name not in (b".", b"..")]
+    finally:
+        mount.fs.releasedir(inside, fh)
+    return all(vm.files.is_hidden(mount, inside + b"/" + name) for name in names)
 
 
 def _unlink(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None:
@@ -274,7 +283,6 @@ def _unlink(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None
             mount.fs.unlink(inside)
             vm.files.removed(mount, inside, attr._replace(nlink=attr.nlink - 1))
         vm.specials.removed(mount, inside, attr)
-        mount.forget()
 
 
 @handles("unlink", "rmdir")
@@ -397,6 +405,8 @@ def _rename(
         raise fail(errno.EBUSY)
     with mount.lock:
         _move(vm, mount, old, new, flags, replaced)
+        if is_dir(attr) or (replaced is not None and is_dir(replaced)):
+            mount.forget()
 
 
 def same_file(mount: Mount, a: Attr, b: Attr) -> bool:
@@ -439,4 +449,3 @@ def _move(
             specials.removed(mount, new, replaced)
         files.moved(mount, old, new)
         specials.moved(mount, old, new)
-    mount.forget()

@@ -9,7 +9,8 @@ import struct
 from typing import TYPE_CHECKING
 
 from umvm.guest.mounts import SLASH_OK
-from umvm.guest.openfile import OpenFile
+from umvm.guest.openfile import DirRef, OpenFile
+from umvm.guest.specials import Special
 from umvm.interfaces.filesystem import Attr, Caller, FileHandle
 from umvm.syscalls.context import (
     AT_FDCWD,
@@ -18,13 +19,14 @@ from umvm.syscalls.context import (
     Reply,
     Request,
     Where,
-    attributes,
     enter,
     fail,
+    file_of,
     handles,
     host_path,
     locate,
     look,
+    nameless,
     parent,
     signed,
     writable,
@@ -40,10 +42,6 @@ HOW_SIZE = 24
 """sizeof(struct open_how): flags, mode, resolve."""
 PAGE = 4096
 NR_OPEN, NR_CREAT, NR_OPENAT = 2, 85, 257
-_DEVICES = {
-    (1, 3): b"/dev/null", (1, 5): b"/dev/zero", (1, 7): b"/dev/full", (1, 8): b"/dev/random",
-    (1, 9): b"/dev/urandom", (5, 0): b"/dev/tty",
-}  # fmt: skip
 _TRIES = 8
 """How often an O_CREAT is tried anew when others make and remove the file meanwhile."""
 _NOT_FOR_FS = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -77,10 +75,15 @@ def open_at(
 
 
 def _find(vm: VirtualMachine, req: Request, dirfd: int, path: bytes, how: How) -> Where:
-    follow = not how.flags & os.O_NOFOLLOW
+    follow = not (how.flags & os.O_NOFOLLOW or how.exclusive)
     if not how.create:
         return locate(vm, req, dirfd, path, follow, False, how.walk)
-    where = locate(vm, req, dirfd, path, follow, True, how.walk | SLASH_OK)
+    try:
+        where = locate(vm, req, dirfd, path, follow, True, how.walk | SLASH_OK)
+    except FileNotFoundError:
+        if path.endswith(b"/") and b"/" not in path.rstrip(b"/"):
+            raise fail(errno.EISDIR) from None  # in a directory that was removed
+        raise
     if where.mount is not None and where.slash and not where.last_dot and where.inside != b"/":
         raise fail(errno.EISDIR)
     return where
@@ -111,17 +114,16 @@ def _create(vm: VirtualMachine, req: Request, where: Where, how: How) -> Reply:
     mode = stat.S_IFREG | create_mode(directory, caller, how.mode)
     with mount.lock:
         fh = mount.fs.create(inside, mode, how.flags & ~_NOT_FOR_FS)
-        mount.forget()
     return install(vm, mount, inside, fh, how.flags, mount.fs.getattr(inside, fh))
 
 
-def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) -> Reply:
+def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) -> Reply | None:
     """Open what is there: do_open() and may_open()."""
     mount, inside, flags = where.mount, where.inside, how.flags
     assert mount is not None
     caller = enter(vm, req)
-    known = where.file
-    attr = where.attr or (attributes(known) if known is not None else mount.fs.getattr(inside))
+    known = file_of(where)
+    attr = look(where)
     kind = stat.S_IFMT(attr.mode)
     directory = kind == stat.S_IFDIR
     if how.create:
@@ -133,8 +135,9 @@ def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) 
             check_sticky_open(mount, mount.fs.getattr(parent(inside)), attr, caller)
     if not directory and (flags & os.O_DIRECTORY or where.slash):
         raise fail(errno.ENOTDIR)
-    nameless = known is not None and known.deleted and not getattr(known, "hidden", b"")
-    if how.path_only and known is not None and nameless:
+    if isinstance(known, Special | DirRef) and known.deleted:
+        return None  # the kernel has it: the FIFO behind a link, or the working directory
+    if how.path_only and known is not None and nameless(known):
         return _open_deleted(vm, known, how)
     if how.path_only:
         return install(vm, mount, inside, None, flags, attr)
@@ -146,7 +149,7 @@ def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) 
         return _open_elsewhere(req, _device(kind, attr.rdev), how, index)
     if kind == stat.S_IFSOCK:
         raise fail(errno.ENXIO)
-    if known is not None and nameless:
+    if known is not None and nameless(known):
         return _open_deleted(vm, known, how)
     if directory:
         return install(vm, mount, inside, mount.fs.opendir(inside), flags, attr)
@@ -186,16 +189,26 @@ def _open_elsewhere(req: Request, place: bytes, how: How, index: int) -> Reply:
 
 
 def _device(kind: int, rdev: int) -> bytes:
-    """The host's device for a served device node, where it can do no harm. **Errors** ENXIO."""
-    place = _DEVICES.get((os.major(rdev), os.minor(rdev))) if kind == stat.S_IFCHR else None
-    if place is None:
+    """The host's node of the same device, so that the kernel asks the guest's rights on it.
+
+    **Errors** ENXIO: the host has none.
+    """
+    sort = "char" if kind == stat.S_IFCHR else "block"
+    try:
+        with open(f"/sys/dev/{sort}/{os.major(rdev)}:{os.minor(rdev)}/uevent", "rb") as file:
+            name = next(line for line in file if line.startswith(b"DEVNAME="))[8:].strip()
+        place = b"/dev/" + name
+        info = os.stat(place)
+    except (OSError, StopIteration):
+        raise fail(errno.ENXIO) from None
+    if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != rdev:
         raise fail(errno.ENXIO)
     return place
 
 
 def _open_deleted(vm: VirtualMachine, known: Opened, how: How) -> Reply:
     """A file without a name, by /proc/self/fd. **Errors** ENOENT: it can't be opened again."""
-    if not isinstance(known, OpenFile) or known.directory:
+    if not isinstance(known, OpenFile):
         raise fail(errno.ENOENT)
     _, fd = vm.files.reopen(known, how.flags)
     return Reply.fd(fd, bool(how.flags & os.O_CLOEXEC))
@@ -246,13 +259,8 @@ def _tmpfile(vm: VirtualMachine, req: Request, where: Where, how: How) -> Reply:
     with mount.lock:
         fh = fs.create(path, mode, flags & ~(_NOT_FOR_FS | os.O_TMPFILE))
         file, fd = vm.files.create(mount, path, fs.getattr(path, fh), fh, flags)
-        if flags & os.O_EXCL and fs.open_unlinked:
-            fs.unlink(path)
-            vm.files.removed(mount, path)
-        else:
-            vm.files.conceal(file)
-            file.linkable = not flags & os.O_EXCL
-        mount.forget()
+        vm.files.conceal(file)
+        file.linkable = not flags & os.O_EXCL
     return Reply.fd(fd, bool(flags & os.O_CLOEXEC))
 
 

@@ -1,8 +1,9 @@
-"""Calls that show or change who owns a file of the host, where a module gives the guests an identity.
+"""Calls that show or change who owns a file of the host, where guests have another identity.
 
 Served files are left to the families (umvm/syscalls/stat.py, attrs.py), which show their owners by
-umvm.syscalls.identity.shown. The supervisor makes the calls here itself, on the place that the path leads to in the view,
-or through /proc/TID/fd/N, which leads to exactly the file that is open, O_PATH or not (proc_pid_fd(5)).
+umvm.syscalls.identity.shown. The supervisor makes the calls here itself: on the place where a path
+leads to in the view, or through /proc/TID/fd/N, which leads to exactly the file that is open, also
+with O_PATH (proc_pid_fd(5)).
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from typing import TYPE_CHECKING, NamedTuple
 from umvm.interfaces.filesystem import Attr
 from umvm.interfaces.identity import CAP_CHOWN, Identity
 from umvm.syscalls.context import (
-    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, DONE, Reply, Request, fail, host_path, locate,
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    DONE,
+    Reply,
+    Request,
+    fail,
+    host_path,
+    locate,
     signed,
 )  # fmt: skip
 from umvm.syscalls.identity import CALLS, credentials, handles
-from umvm.syscalls.stat import AT_EACCESS, host_call, may_answer
+from umvm.syscalls.stat import AT_EACCESS, AT_FLAGS, STATX_RESERVED, host_call, may_answer
 from umvm.vfs.attributes import check_owner
 from umvm.vfs.permission import EXEC
 
@@ -86,12 +95,10 @@ def _place(
     return Place(host_path(where), kept)
 
 
-# --- stat -------------------------------------------------------------------------------------------
+# --- stat ----------------------------------------------------------------------------------------
 
 
-def _show(
-    req: Request, identity: Identity, data: bytearray, at: int, out: int
-) -> Reply:
+def _show(req: Request, identity: Identity, data: bytearray, at: int, out: int) -> Reply:
     _OWNER.pack_into(data, at, *identity.owner(*_OWNER.unpack_from(data, at)))
     req.write(out, data)
     return DONE
@@ -105,7 +112,13 @@ def _stat(req: Request, identity: Identity, place: Place, flags: int, out: int) 
 
 
 def _stat_at(
-    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, flags: int, out: int
+    vm: VirtualMachine,
+    req: Request,
+    identity: Identity,
+    dirfd: int,
+    addr: int,
+    flags: int,
+    out: int,
 ) -> Reply | None:
     place = _place(vm, req, dirfd, addr, flags)
     return None if place is None else _stat(req, identity, place, flags, out)
@@ -122,6 +135,8 @@ def sys_stat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | No
 def sys_newfstatat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """fstatat(2)."""
     dirfd, addr, out, flags, *_ = req.args
+    if flags & 0xFFFFFFFF & ~AT_FLAGS:
+        return None
     return _stat_at(vm, req, identity, signed(dirfd), addr, flags & 0xFFFFFFFF, out)
 
 
@@ -136,6 +151,8 @@ def sys_fstat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
 def sys_statx(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """statx(2): the kernel fills in what the mask asks for, and owners always."""
     dirfd, addr, flags, mask, out, _ = req.args
+    if flags & 0xFFFFFFFF & ~AT_FLAGS or mask & STATX_RESERVED:
+        return None
     place = _place(vm, req, signed(dirfd), addr, flags)
     if place is None:
         return None
@@ -145,13 +162,21 @@ def sys_statx(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     return _show(req, identity, bytearray(buffer.raw), _STATX_OWNER, out)
 
 
-# --- access -----------------------------------------------------------------------------------------
+# --- access --------------------------------------------------------------------------------------
 
 
 def _access(
-    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, mask: int, flags: int
+    vm: VirtualMachine,
+    req: Request,
+    identity: Identity,
+    dirfd: int,
+    addr: int,
+    mask: int,
+    flags: int,
 ) -> Reply | None:
     """What root may do to files of the real user; of others' files the kernel says the truth."""
+    if mask & ~7 or flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_EACCESS):
+        return None
     own = credentials(vm, req.tid, identity)
     if (own.euid if flags & AT_EACCESS else own.ruid) != 0:
         return None
@@ -185,7 +210,7 @@ def sys_faccessat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply
     return _access(vm, req, identity, signed(a[0]), a[1], signed(a[2]), flags)
 
 
-# --- owners -----------------------------------------------------------------------------------------
+# --- owners --------------------------------------------------------------------------------------
 
 
 def _chown(

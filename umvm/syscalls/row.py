@@ -9,11 +9,11 @@ MMAP_FD = "mmap-fd"
 """Value of `Row.when`: trapped only if the flags (4th argument) lack MAP_ANONYMOUS."""
 ADDRESS = "address"
 """Trapped only with an address (5th argument), as in sendto(2)."""
-DUMPABLE = "dumpable"
-"""Trapped only if the first argument is PR_SET_DUMPABLE."""
+PRCTL = "prctl"
+"""Trapped only if the first argument is PR_SET_DUMPABLE or PR_SET_KEEPCAPS."""
 NAMESPACES = "namespaces"
 """Trapped only if the flags (1st argument) have CLONE_NEWNS or CLONE_NEWUSER."""
-CONDITIONS = frozenset((MMAP_FD, ADDRESS, DUMPABLE, NAMESPACES))
+CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES))
 
 ARG_KINDS = frozenset(
     "fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split()

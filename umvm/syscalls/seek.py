@@ -99,9 +99,9 @@ def sys_fallocate(vm: VirtualMachine, req: Request) -> Reply | None:
     enter(vm, req)
     node = file.node
     with node.lock:
-        if not keep and mode & ~KEEP_SIZE not in (COLLAPSE_RANGE, INSERT_RANGE):
-            if offset + length > file.size():
-                may_grow(req, offset + length)
+        grows = not keep and mode not in (COLLAPSE_RANGE, INSERT_RANGE)
+        if grows and offset + length > file.size():
+            may_grow(req, offset + length)
         node.write_back()
         file.mount.fs.fallocate(file.path, file.fh, mode, offset, length)
         if node.setid:
@@ -116,8 +116,8 @@ def sys_fallocate(vm: VirtualMachine, req: Request) -> Reply | None:
 def sys_advice(vm: VirtualMachine, req: Request) -> Reply | None:
     """posix_fadvise(2), readahead(2), cachestat(2): the kernel checks the arguments.
 
-    What it then does is done to the placeholder, which is harmless: advice needn't be taken, and of a
-    file that isn't mapped nothing is in the page cache.
+    What it then does is done to the placeholder, which is harmless: advice needn't be taken, and
+    of a file that isn't mapped nothing is in the page cache.
     """
     served(vm, req)
     return None

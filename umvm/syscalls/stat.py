@@ -36,6 +36,7 @@ from umvm.syscalls.context import (
     signed,
     target_empty,
 )  # fmt: skip
+from umvm.syscalls.identity import shown
 from umvm.vfs.permission import EXEC, permit
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ _STATX = struct.Struct("<IIQIIIHHQQQQqIiqIiqIiqIiIIIIQ104x")
 """struct statx (include/uapi/linux/stat.h): mask … attribute mask; a, b, c, mtime; devices."""
 _STATFS = struct.Struct("<qqQQQQQiiqqq32x")
 SECOND = 10**9
-_FLAGS = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE
+AT_FLAGS = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -103,17 +104,14 @@ def _stat_path(
         target = target_empty(vm, req, dirfd)
         if target is None:
             return None
-        req.write(out, pack_stat(target.mount, target.path, target.attr))
+        req.write(out, pack_stat(target.mount, target.path, shown(vm, target.attr)))
         return DONE
     where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
     mount = where.mount
     if mount is None:
         return _stat_host(vm, req, where, flags, out, index)
-    if where.file is not None:
-        attr = attributes(where.file)
-    else:
-        attr = where.attr or mount.fs.getattr(where.inside)
-    req.write(out, pack_stat(mount, where.inside, attr))
+    attr = where.attr or look(where)
+    req.write(out, pack_stat(mount, where.inside, shown(vm, attr)))
     return DONE
 
 
@@ -138,6 +136,7 @@ def _own_ids() -> tuple[int, int, frozenset[int]]:
 def may_answer(vm: VirtualMachine, req: Request) -> bool:
     """Would the host kernel tell the guest the same as the supervisor?"""
     task = vm.procs.task(req.tid)
+    task = task.kernel or task
     uid, gid, groups = _own_ids()
     caller = task.caller
     return (
@@ -173,7 +172,7 @@ def sys_lstat(vm: VirtualMachine, req: Request) -> Reply | None:
 def sys_newfstatat(vm: VirtualMachine, req: Request) -> Reply | None:
     """fstatat(2)."""
     dirfd, addr, out, flags, *_ = req.args
-    if flags & 0xFFFFFFFF & ~_FLAGS:
+    if flags & 0xFFFFFFFF & ~AT_FLAGS:
         raise fail(errno.EINVAL)
     return _stat_path(vm, req, signed(dirfd), addr, flags, out, 1)
 
@@ -184,7 +183,7 @@ def sys_statx(vm: VirtualMachine, req: Request) -> Reply | None:
     first, addr, flags, mask, out, _ = req.args
     dirfd = signed(first)
     path = req.string(addr) if addr else b""
-    if mask & STATX_RESERVED or flags & 0xFFFFFFFF & ~_FLAGS:
+    if mask & STATX_RESERVED or flags & 0xFFFFFFFF & ~AT_FLAGS:
         raise fail(errno.EINVAL)
     if flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE:
         raise fail(errno.EINVAL)
@@ -194,7 +193,7 @@ def sys_statx(vm: VirtualMachine, req: Request) -> Reply | None:
         target = target_empty(vm, req, dirfd)
         if target is None:
             return None
-        req.write(out, pack_statx(target.mount, target.path, target.attr, mask))
+        req.write(out, pack_statx(target.mount, target.path, shown(vm, target.attr), mask))
         return DONE
     where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
     if where.mount is None:
@@ -205,8 +204,8 @@ def sys_statx(vm: VirtualMachine, req: Request) -> Reply | None:
         host_call(332, AT_FDCWD, host_path(where), kept, mask & 0xFFFFFFFF, buffer)
         req.write(out, buffer.raw)
         return DONE
-    attr = look(where) if where.file is None else attributes(where.file)
-    req.write(out, pack_statx(where.mount, where.inside, attr, mask))
+    attr = look(where)
+    req.write(out, pack_statx(where.mount, where.inside, shown(vm, attr), mask))
     return DONE
 
 
@@ -217,7 +216,7 @@ def sys_fstat(vm: VirtualMachine, req: Request) -> Reply | None:
     if file is None:
         return None
     enter(vm, req)
-    req.write(req.args[1], pack_stat(file.mount, file.path, attributes(file)))
+    req.write(req.args[1], pack_stat(file.mount, file.path, shown(vm, attributes(file))))
     return DONE
 
 

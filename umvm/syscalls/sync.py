@@ -100,10 +100,10 @@ def sys_close(vm: VirtualMachine, req: Request) -> Reply | None:
 def _closed_with(req: Request, fd: int, number: int) -> Reply:
     """Give up the file, and tell of the error.
 
-    A call that the kernel runs can't be made to fail, so an empty descriptor takes the place of the
-    file's: the file is closed, but the number is taken until exec.
+    A call that the kernel runs can't be made to fail, so another descriptor takes the place of the
+    file's, one that allows neither reading nor writing: the number is taken until exec.
     """
-    empty = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    empty = os.open("/dev/null", os.O_ACCMODE | os.O_CLOEXEC)
     try:
         req.addfd(empty, True, fd)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EOPNOTSUPP
 
-from .row import DUMPABLE, NAMESPACES, Row, deny, free, trap
+from .row import NAMESPACES, PRCTL, Row, deny, free, trap
 
 _SAME_USER = "the kernel's ptrace check applies; the supervisor must not be dumpable"
 _LANDLOCK = "rules would not bind what the supervisor does for the guest: no false safety"
@@ -40,7 +40,8 @@ PROCESS: tuple[Row, ...] = (
     free(148, "sched_rr_get_interval", "pid ptr", "process"),
     free(154, "modify_ldt", "int ptr size", "process", "i386 calls from there are still refused"),
     trap(157, "prctl", "int ptr ptr ptr ptr", "process",
-         "only PR_SET_DUMPABLE: a guest that hides its memory can't be served", DUMPABLE),
+         "only PR_SET_DUMPABLE, as a guest that hides its memory can't be served, and PR_SET_KEEPCAPS",
+         PRCTL),
     free(158, "arch_prctl", "int addr", "process"),
     free(160, "setrlimit", "int ptr", "process"),
     free(186, "gettid", "", "process"),

@@ -24,7 +24,7 @@ NETWORK: tuple[Row, ...] = (
     free(50, "listen", "fd int", "network", "of a socket that bind was let to bind"),
     trap(51, "getsockname", "fd sock ptr", "network"),
     trap(52, "getpeername", "fd sock ptr", "network"),
-    free(53, "socketpair", "int int int ptr", "network", "has no address"),
+    trap(53, "socketpair", "int int int ptr", "network"),
     free(54, "setsockopt", "fd int int ptr size", "network"),
     free(55, "getsockopt", "fd int int ptr ptr", "network"),
     free(288, "accept4", "fd sock ptr flags", "network", _SOURCE),

@@ -22,6 +22,7 @@ IOV_MAX = 1024
 MAX_COUNT = 0x7FFFF000
 """MAX_RW_COUNT: one call moves no more bytes."""
 MAX_OFFSET = (1 << 63) - 1
+TASK_SIZE = 0x7FFFFFFFF000
 PAGE = 4096
 Segments = list[tuple[int, int]]
 """(address, length in bytes)"""
@@ -50,9 +51,10 @@ def count_of(size: int) -> int:
 
 
 def vector(req: Request, addr: int, count: int) -> tuple[Segments, int]:
-    """An array of struct iovec, and the sum of its lengths. **Source** import_iovec, lib/iov_iter.c.
+    """An array of struct iovec, and the sum of its lengths.
 
-    **Errors** EINVAL: too many, or a negative length. EFAULT.
+    **Errors** EINVAL: too many, or a negative length. EFAULT. **Source** import_iovec,
+    lib/iov_iter.c.
     """
     if count > IOV_MAX:
         raise fail(errno.EINVAL)
@@ -65,6 +67,19 @@ def vector(req: Request, addr: int, count: int) -> tuple[Segments, int]:
         total += length
         segments.append((base, length))
     return segments, total
+
+
+def buffer(addr: int, size: int) -> int:
+    """The count of a call with one buffer. **Errors** EFAULT: it can't be in user space."""
+    if addr + size > TASK_SIZE:
+        raise fail(errno.EFAULT)
+    return min(size, MAX_COUNT)
+
+
+def verify(offset: int, count: int) -> None:
+    """**Errors** EINVAL: the end has no offset (rw_verify_area, fs/read_write.c)."""
+    if offset + count > MAX_OFFSET:
+        raise fail(errno.EINVAL)
 
 
 def put(req: Request, addr: int, data: bytes | memoryview) -> int:
@@ -152,11 +167,22 @@ def file_limit(req: Request) -> int:
     try:
         return resource.prlimit(req.tid, resource.RLIMIT_FSIZE)[0]
     except (OSError, ValueError):
-        return -1  # another user's: it can't be known
+        return _limit_shown(req.tid)  # its ids differ, and prlimit(2) takes CAP_SYS_RESOURCE then
+
+
+def _limit_shown(tid: int) -> int:
+    """The same from /proc/TID/limits, which may be read by who may trace the thread."""
+    try:
+        with open(f"/proc/{tid}/limits", "rb") as limits:
+            text = next(line for line in limits if line.startswith(b"Max file size"))
+    except (OSError, StopIteration):
+        return -1
+    value = text.split()[3]
+    return -1 if value == b"unlimited" else int(value)
 
 
 def room(req: Request, offset: int, count: int) -> int:
-    """How much of a write at `offset` is allowed. **Source** generic_write_check_limits, fs/read_write.c.
+    """How much of a write at `offset` is allowed (generic_write_check_limits, fs/read_write.c).
 
     **Errors** EFBIG: nothing, by RLIMIT_FSIZE (with SIGXFSZ) or as the offset is too big.
     """

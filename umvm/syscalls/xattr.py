@@ -116,7 +116,7 @@ def _set(
     if not isinstance(target, Target):
         return target
     _check(vm, req, target, name, WRITE)
-    target.mount.fs.setxattr(target.path, name, value, flags)
+    target.mount.fs.setxattr(target.path, name, value, flags, target.fh)
     return DONE
 
 
@@ -144,7 +144,7 @@ def _get(
     if not isinstance(target, Target):
         return target
     _check(vm, req, target, name, READ)
-    value = target.mount.fs.getxattr(target.path, name)
+    value = target.mount.fs.getxattr(target.path, name, target.fh)
     return _give(req, value, addr, min(size, XATTR_SIZE_MAX))
 
 
@@ -179,7 +179,7 @@ def _list(
     if not isinstance(target, Target):
         return target
     caller = enter(vm, req)
-    names = target.mount.fs.listxattr(target.path)
+    names = target.mount.fs.listxattr(target.path, target.fh)
     if caller.uid != 0:
         names = [name for name in names if not name.startswith(b"trusted.")]
     text = b"".join(name + b"\0" for name in names)
@@ -207,7 +207,7 @@ def _remove(
     if not isinstance(target, Target):
         return target
     _check(vm, req, target, name, WRITE)
-    target.mount.fs.removexattr(target.path, name)
+    target.mount.fs.removexattr(target.path, name, target.fh)
     return DONE
 
 

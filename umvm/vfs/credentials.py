@@ -1,14 +1,14 @@
 """How set*id calls and capset change credentials.
 
 **Source**: kernel/sys.c (setreuid, setregid, setuid, setgid, setresuid, setresgid, setfsuid,
-setfsgid), kernel/groups.c, security/commoncap.c (cap_task_fix_setuid, cap_capset) of Linux 6.18;
+setfsgid), kernel/groups.c, security/commoncap.c (cap_task_fix_setuid,
+cap_capset, cap_bprm_creds_from_file) of Linux 6.18;
 credentials(7), capabilities(7). Ids are None where the call says -1, "no change".
 """
 
 from __future__ import annotations
 
 import errno
-
 from typing import NamedTuple
 
 from umvm.interfaces.identity import CAP_SETGID, CAP_SETPCAP, CAP_SETUID, Credentials
@@ -61,7 +61,7 @@ def set_res(ids: Ids, wanted: tuple[int | None, int | None, int | None], privile
     return Ids(real, effective, saved)
 
 
-# --- on credentials --------------------------------------------------------------------------------
+# --- on credentials ------------------------------------------------------------------------------
 
 
 def uids(old: Credentials) -> tuple[Ids, bool]:
@@ -78,7 +78,7 @@ def with_uids(old: Credentials, ids: Ids) -> Credentials:
     """New user ids; the file system's follows the effective one, capabilities come and go."""
     real, effective, saved = ids
     permitted, active = old.permitted, old.effective
-    if 0 in (old.ruid, old.euid, old.suid) and 0 not in ids:
+    if 0 in (old.ruid, old.euid, old.suid) and 0 not in ids and not old.keep:
         permitted = active = 0
     if old.euid == 0 and effective != 0:
         active = 0
@@ -118,6 +118,20 @@ def with_fsgid(old: Credentials, new: int) -> Credentials:
 def with_groups(old: Credentials, groups: tuple[int, ...]) -> Credentials:
     """setgroups(2) by somebody who may."""
     return old._replace(groups=tuple(sorted(groups)))
+
+
+def after_exec(old: Credentials, bounding: int) -> Credentials:
+    """What execve(2) makes of them, for a program without set-id bits and capabilities."""
+    permitted = bounding | old.inheritable if 0 in (old.ruid, old.euid) else 0
+    return old._replace(
+        suid=old.euid,
+        fsuid=old.euid,
+        sgid=old.egid,
+        fsgid=old.egid,
+        permitted=permitted,
+        effective=permitted if old.euid == 0 else 0,
+        keep=False,
+    )
 
 
 def with_capabilities(

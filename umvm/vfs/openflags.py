@@ -78,8 +78,6 @@ def how_of2(flags: int, mode: int, resolve: int) -> How:
         access = 0
     if flags & os.O_TRUNC:
         access |= WRITE
-    if flags & os.O_CREAT and flags & os.O_EXCL:
-        flags |= os.O_NOFOLLOW
     if resolve & _CACHED and (creates or flags & os.O_TRUNC):
         raise fail(errno.EAGAIN)
     return How(flags, mode, access, sum(bit for flag, bit in _RESOLVE.items() if resolve & flag))

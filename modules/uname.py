@@ -1,0 +1,66 @@
+"""A host name for the VM: `umvm run -m hostname,name=mars`.
+
+Options: `name=` and `domain=`, by default the host's. Guests that are root (see the module ident)
+may change both. /proc/sys/kernel/hostname still reads as the host's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from umvm import Reply, Request, SyscallClass
+from umvm.errors import UsageError
+
+_FIELD = 65
+"""Bytes of each of the six fields of struct new_utsname (linux/utsname.h)."""
+
+
+def _domain() -> bytes:
+    """The one name that os.uname() lacks."""
+    with open("/proc/sys/kernel/domainname", "rb") as file:
+        return file.read().rstrip(b"\n")
+
+
+class Names:
+    """The names of one VM, and the calls on them."""
+
+    def __init__(self, vm: Any, name: str | None, domain: str | None) -> None:
+        self._vm = vm
+        self._names = {
+            "sethostname": os.fsencode(os.uname().nodename if name is None else name),
+            "setdomainname": _domain() if domain is None else os.fsencode(domain),
+        }
+        if any(len(text) >= _FIELD for text in self._names.values()):
+            raise UsageError(f"hostname: a name has at most {_FIELD - 1} bytes")
+
+    def uname(self, req: Request) -> Reply:
+        """uname(2)."""
+        system, _, *more = (os.fsencode(field) for field in os.uname())
+        fields = [system, self._names["sethostname"], *more, self._names["setdomainname"]]
+        req.write(req.args[0], b"".join(field.ljust(_FIELD, b"\0") for field in fields))
+        return Reply.value(0)
+
+    def set(self, which: str, req: Request) -> Reply:
+        """sethostname(2), setdomainname(2). **Errors** EPERM: not root; EINVAL: too long."""
+        address, size, *_ = req.args
+        if self._vm.procs.caller(req.tid).uid != 0:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if not 0 <= size < _FIELD:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._names[which] = req.read(address, size).split(b"\0", 1)[0]
+        return Reply.value(0)
+
+
+def umvm_start(vm: Any, options: dict[str, str]) -> list[SyscallClass]:
+    """Answer for the names of the machine."""
+    unknown = set(options) - {"name", "domain"}
+    if unknown:
+        raise UsageError(f"hostname: unknown option {min(unknown)!r} (there are name, domain)")
+    names = Names(vm, options.get("name"), options.get("domain"))
+    return [
+        SyscallClass(("uname",), names.uname),
+        SyscallClass(("sethostname",), lambda req: names.set("sethostname", req)),
+        SyscallClass(("setdomainname",), lambda req: names.set("setdomainname", req)),
+    ]

@@ -1,0 +1,87 @@
+"""The process that analyses files for the cache, at low priority: `python -m umvm.agent.analyse DIR`.
+
+Standard input is a Unix socket: each message is a file's path with a descriptor on it; each answer a
+JSON array of the entries made for its segments. It ends when the socket is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+from umvm.agent.cache import Cache, Entry, Key
+
+MAX_CODE = 96 << 20
+"""Bytes of an executable segment; larger ones are left alone."""
+SYSCALL = b"\x0f\x05"
+MEMORY_CALLS = frozenset((10, 11, 12, 25, 329))
+"""mprotect, munmap, brk, mremap, pkey_mprotect: after them the agent looks at pages once more."""
+
+
+def analyse(cache: Cache, fd: int, path: str) -> list[Entry]:
+    """Analyse an open file; the entries that were added."""
+    from core_accel import agentarea
+    from umvm.agent.calls import AGENT_KINDS
+    from umvm.agent.elf import Elf
+
+    st = os.fstat(fd)
+    data = os.pread(fd, st.st_size, 0)
+    try:
+        elf = Elf(data)
+        segments = elf.executable()
+    except ValueError:
+        return []
+    entries = []
+    build_id = elf.build_id()
+    for segment in segments:
+        found = []
+        if SYSCALL in segment.data and segment.length <= MAX_CODE:
+            from umvm.agent import sites, stubs  # the disassembler: most files need none
+
+            found = sites.find(elf, segment)
+        wanted = [
+            site
+            for site in found
+            if site.nr is None
+            or site.nr in MEMORY_CALLS
+            or AGENT_KINDS.get(site.nr, ("run",))[0] != "run"
+        ]
+        stub = cache.free_stub(stubs.size(wanted)) if wanted else None
+        patch = None
+        if stub is not None:
+            base = agentarea.BASES + 8 * ((stub - agentarea.STUBS) // 4096)
+            text, code = stubs.build(segment, wanted, stub, agentarea.ENTRY, base)
+            patch = (len(wanted), stub, text, code)
+        if os.fstat(fd).st_mtime_ns != st.st_mtime_ns:
+            return []  # it is being written
+        key = Key.of(st, segment.offset)
+        entries.append(cache.add(key, segment.length, segment.vaddr, path, build_id, patch))
+    return entries
+
+
+def main() -> None:
+    """Serve one supervisor."""
+    os.nice(10)
+    cache = Cache(Path(sys.argv[1]))
+    with socket.socket(fileno=0) as sock:
+        while True:
+            message, fds, _, _ = socket.recv_fds(sock, 8192, 1)
+            if not message:
+                return
+            answer: list[Entry] = []
+            try:
+                with contextlib.suppress(OSError):
+                    answer = analyse(cache, fds[0], os.fsdecode(message))
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            with contextlib.suppress(BrokenPipeError):  # the VM has ended; the cache has it
+                sock.sendall(json.dumps(answer).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The engine of a VM whose guests have an agent: the same interface as `core_accel.engine.Engine`.
+
+It tells the agents what it tells the engine, and looks at the calls of programs that have none (yet),
+as far as they change what agents know.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core_accel.engine import Engine
+from core_accel.request import Reply, Request
+from umvm.agent.cache import default_directory
+from umvm.agent.patching import Patcher
+from umvm.agent.service import Agent
+from umvm.guest.process import status
+from umvm.syscalls.table import nr
+
+if TYPE_CHECKING:
+    from umvm.syscalls.kinds import Kind
+
+log = logging.getLogger(__name__)
+
+_EXEC = ("execve", "execveat")
+_CHDIR = ("chdir", "fchdir")
+_MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
+
+
+class AgentEngine:
+    """An engine, and the agents' side of it."""
+
+    def __init__(
+        self, kinds: dict[int, Kind], handler: Callable[[Request], Reply | None],
+        on_gone: Callable[[int], None], shadow: bytes,
+    ) -> None:  # fmt: skip
+        """As `Engine`; `shadow` is the VM's directory. OSError: the areas can't be made."""
+        cache = default_directory()
+        self.agent = Agent(shadow, os.fsencode(cache))
+        self.patcher = self._patcher(cache)
+        self._handler = handler
+        self._looks: dict[int, Callable[[Request], object]] = {
+            **{nr(name): self._chdir for name in _CHDIR},
+            **{nr(name): self._moves for name in _MOVES},
+        }
+        if self.patcher is not None:
+            self._looks[nr("mmap")] = self.patcher.see
+        self._always = {*self._looks, *map(nr, _EXEC)}
+        self._engine = Engine(kinds, self._handle, on_gone)
+        self.set_view([(b"/", 0), (b"/proc", 1)])
+        self.set_hooks(())
+        self.set_state(0, 0)
+
+    def _patcher(self, cache: Path) -> Patcher | None:
+        try:
+            return Patcher(self.agent.area, cache)
+        except OSError as error:
+            log.warning("programs are not patched, so all calls are notified: %s", error)
+            return None
+
+    def _handle(self, req: Request) -> Reply | None:
+        look = self._looks.get(req.nr)
+        if look is not None:
+            look(req)
+        return self._handler(req)
+
+    def _chdir(self, req: Request) -> None:
+        self.agent.area.cwd_moved()
+
+    def _moves(self, req: Request) -> None:
+        self.agent.area.forget()
+
+    def load(self, req: Request, program: bytes, name: bytes, front: list[bytes]) -> bytes | None:
+        """What the caller of execve is to execute to run the host's `program`; None: itself.
+
+        `name` and `front`: `Agent.load`. A process under a debugger gets no loader, so that
+        breakpoints land.
+        """
+        try:
+            if status(req.tid).get(b"TracerPid", b"0").strip() != b"0":
+                return None
+        except OSError:
+            return None
+        return self.agent.load(req.tid, program, name, front)
+
+    # --- as Engine -------------------------------------------------------------------------------
+
+    def add_listener(self, fd: int, workers: int = 2) -> None:
+        """As `Engine.add_listener`."""
+        self._engine.add_listener(fd, workers)
+
+    def set_view(self, points: list[tuple[bytes, int]]) -> None:
+        """As `Engine.set_view`."""
+        self._engine.set_view(points)
+        self.agent.set_view(points)
+
+    def set_shadow(self, prefix: bytes) -> None:
+        """As `Engine.set_shadow`."""
+        self._engine.set_shadow(prefix)
+
+    def set_state(self, descriptors: int, virtual_cwd: int) -> None:
+        """As `Engine.set_state`; here /proc always has something of ours, so it always looks."""
+        self.agent.area.set_descriptors(descriptors, bool(virtual_cwd))
+        self._engine.set_state(descriptors, 1)
+
+    def set_hooks(self, numbers: Iterable[int]) -> None:
+        """As `Engine.set_hooks`."""
+        wanted = set(numbers)
+        self._engine.set_hooks(wanted | self._always)
+        self.agent.area.set_hooks(wanted)
+
+    def forget_paths(self) -> None:
+        """As `Engine.forget_paths`."""
+        self._engine.forget_paths()
+        self.agent.area.forget()
+
+    def counts(self) -> tuple[int, int, int]:
+        """As `Engine.counts`."""
+        return self._engine.counts()
+
+    def close(self) -> None:
+        """Stop analysing."""
+        if self.patcher is not None:
+            self.patcher.close()

@@ -1,0 +1,126 @@
+"""Has files analysed that guests map, away from the calls, and tells the agents of the results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from core_accel.agentarea import Area
+from core_accel.request import Reply, Request
+from umvm.agent.cache import Cache, Entry, Key
+
+log = logging.getLogger(__name__)
+
+PROT_EXEC, PROT_WRITE, MAP_ANONYMOUS = 4, 2, 0x20
+PENDING = 256
+"""Files that may wait; more are seen again when they are mapped again."""
+
+
+class Patcher:
+    """The text cache of one VM. Methods may be called from any thread."""
+
+    def __init__(self, area: Area, directory: Path) -> None:
+        """**Errors** OSError: the directory can't be used."""
+        self._area = area
+        self._cache = Cache(directory)
+        self._known: set[Key] = set()
+        self._queue: queue.Queue[tuple[int, str] | None] = queue.Queue(PENDING)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        for entry in self._cache.entries():
+            self._tell(entry)
+
+    def see(self, req: Request) -> Reply | None:
+        """A guest maps a file executable and its agent doesn't know it, or there is none."""
+        args = req.args
+        if not args[2] & PROT_EXEC or args[2] & PROT_WRITE or args[3] & MAP_ANONYMOUS:
+            return None
+        try:
+            fd = req.getfd(args[4] & 0xFFFFFFFF)
+        except (OSError, OverflowError):
+            return None
+        st = os.fstat(fd)
+        key = Key.of(st, 0)
+        if not stat.S_ISREG(st.st_mode) or not self._first(key):
+            os.close(fd)
+            return None
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            self._queue.put_nowait((fd, path))
+        except (OSError, queue.Full):
+            os.close(fd)
+            self._known.discard(key)
+            return None
+        self._start()
+        return None
+
+    def close(self) -> None:
+        """Stop; what is being analysed is finished by nobody."""
+        with self._lock:
+            if self._thread is not None:
+                self._queue.put(None)
+
+    def idle(self) -> bool:
+        """Is nothing waiting or being analysed?"""
+        return self._queue.unfinished_tasks == 0
+
+    def _first(self, key: Key) -> bool:
+        with self._lock:
+            new = key not in self._known
+            self._known.add(key)
+            return new
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True, name="umvm-patch")
+                self._thread.start()
+
+    def _tell(self, entry: Entry) -> None:
+        self._known.add(entry.key._replace(offset=0))
+        stubs = self._cache.stubs(entry)
+        if stubs is None:
+            return
+        self._area.add_text(
+            entry.key, entry.length, entry.vaddr, entry.stub, stubs,
+            entry.copy_size, entry.name.encode(), entry.id_offset, bytes.fromhex(entry.build_id),
+        )  # fmt: skip
+
+    def _work(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "umvm.agent.analyse", os.fspath(self._cache.directory)]
+        with ours, theirs:
+            process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL)
+            theirs.close()
+            while True:
+                item = self._queue.get()
+                if item is None:
+                    break
+                fd, path = item
+                try:
+                    self._analyse(ours, fd, path)
+                except (OSError, ValueError) as error:
+                    log.warning("can't analyse %s: %s", path, error)
+                    break
+                finally:
+                    os.close(fd)
+                    self._queue.task_done()
+        process.wait()
+
+    def _analyse(self, sock: socket.socket, fd: int, path: str) -> None:
+        socket.send_fds(sock, [os.fsencode(path)], [fd])
+        answer = sock.recv(1 << 16)
+        if not answer:
+            raise OSError("the analysing process ended")
+        for one in json.loads(answer):
+            entry = Entry(Key(*one[0]), *one[1:])
+            log.info("%s: %d calls patched", path, entry.sites)
+            self._tell(entry)

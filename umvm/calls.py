@@ -1,0 +1,132 @@
+"""Who answers a claimed system call: the modules' hooks, the identity, then the call's family."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from core_accel.request import Reply, Request
+from umvm.guest.events import Events
+from umvm.interfaces.identity import Identity
+from umvm.syscalls import identity, owners, table
+from umvm.syscalls.classes import expand
+from umvm.syscalls.context import program_of
+from umvm.syscalls.families import HANDLERS
+
+if TYPE_CHECKING:
+    from umvm.vm import VirtualMachine
+
+log = logging.getLogger(__name__)
+
+Hook = Callable[[Request], Reply | None]
+_EXEC = ("execve", "execveat")
+_FAILED = Reply.error(errno.EIO)
+assert owners.CALLS is identity.CALLS  # that module adds to the table of this one
+
+
+class Calls:
+    """The answering functions of one VM by system call number. A commit replaces them at once."""
+
+    def __init__(self, vm: VirtualMachine, events: Events) -> None:
+        self._vm = vm
+        self._events = events
+        self._seen: Callable[[int], None] | None = None
+        self._hooks: dict[int, list[Hook]] = {}
+        self._logged: set[tuple[object, ...]] = set()
+        self._handlers: list[Any] = [None] * (max(row.nr for row in table.ROWS) + 1)
+        for call, handler in HANDLERS.items():
+            self._handlers[table.nr(call)] = handler
+
+    def commit(
+        self,
+        hooks: Mapping[str, Sequence[Hook]],
+        active: Identity | None = None,
+        wanted: Iterable[str] = (),
+    ) -> None:
+        """Replace the hooks, the identity and the process events that modules listen to.
+
+        **Errors** UmvmError: a call is unknown or can't be hooked; nothing has changed then.
+        """
+        numbers = {
+            table.nr(call): list(handlers)
+            for name, handlers in hooks.items()
+            for call in expand((name,))
+        }
+        if active is not None:
+            for call, handler in identity.CALLS.items():
+                hook: Hook = partial(_with_identity, self._vm, handler, active)
+                numbers.setdefault(table.nr(call), []).append(hook)
+        wanted = frozenset(wanted)
+        if "umvm_process_exec" in wanted:
+            for call in _EXEC:
+                numbers.setdefault(table.nr(call), []).append(self._exec)
+        watching = bool(wanted - {"umvm_process_exec"})
+        self._hooks = numbers
+        self._vm.identity = self._vm.procs.identity = active
+        self._vm.procs.forget(0)
+        with self._events.switched(watching):
+            self._seen = self._events.seen if watching else None
+            self._vm.engine.set_hooks(table.trapped_numbers() if watching else numbers)
+
+    def answer(self, req: Request) -> Reply | None:
+        """Answer a call; None: the kernel runs it. OSError: the guest gets that."""
+        if req.tid <= 0:  # a thread that has died; 0 would mean ourselves to other calls
+            return _FAILED
+        if self._seen is not None:
+            self._seen(req.tid)
+        hooks = self._hooks.get(req.nr)
+        if hooks is None:
+            handler = self._handlers[req.nr]
+            return None if handler is None else handler(self._vm, req)
+        return self._ask(req, hooks)
+
+    def pass_on(self, req: Request, hook: Hook) -> Reply | None:
+        """What those who come after a hook answer, for a hook that wants to know."""
+        hooks = self._hooks.get(req.nr, [])
+        after = hooks.index(hook) + 1 if hook in hooks else 0
+        return self._ask(req, hooks[after:])
+
+    def _ask(self, req: Request, hooks: Sequence[Hook]) -> Reply | None:
+        for hook in hooks:
+            try:
+                reply = hook(req)
+                if reply is None:
+                    continue
+                if type(reply) is not Reply:
+                    raise TypeError(f"{hook} returned {reply!r}, neither a Reply nor None")
+            except OSError:
+                raise
+            except Exception as error:
+                self._fault(req, hook, error)
+                return _FAILED
+            return reply
+        handler = self._handlers[req.nr]
+        return None if handler is None else handler(self._vm, req)
+
+    def _exec(self, req: Request) -> None:
+        """Tell the modules of an execve(2) or execveat(2) that will probably succeed."""
+        program = program_of(self._vm, req)
+        if program is not None:
+            self._events.exec(req, program)
+
+    def _fault(self, req: Request, hook: Hook, error: Exception) -> None:
+        """Log a hook's exception, once for each place that it comes from."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (trace.tb_frame.f_code, trace.tb_lineno) if trace else ()
+        key = (type(error), *place)
+        if key in self._logged:
+            return
+        self._logged.add(key)
+        call = table.BY_NR[req.nr].name
+        log.error("hook %r failed, %s of process %d gets EIO", hook, call, req.tid, exc_info=error)
+
+
+def _with_identity(
+    vm: VirtualMachine, handler: identity.Handler, active: Identity, req: Request
+) -> Reply | None:
+    return handler(vm, req, active)
