@@ -1,6 +1,8 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """Receives notifications on worker threads; passes unclaimed calls through without the GIL."""
 import logging
+import os
+import select
 import threading
 
 cimport cython
@@ -57,7 +59,7 @@ cdef class Engine:
     cdef object handler
     cdef object on_gone
     cdef Restarts restarts
-    cdef dict idle
+    cdef dict idle, holders
     cdef object lock
     cdef int workers
     cdef Reply run
@@ -80,6 +82,7 @@ cdef class Engine:
         self.on_gone = on_gone
         self.restarts = _Restarts()
         self.idle = {}
+        self.holders = {}
         self.lock = threading.Lock()
         self.workers = 0
         self.run = _Reply.run()
@@ -90,12 +93,17 @@ cdef class Engine:
         ioctl(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
         with self.lock:
             self.idle[fd] = 0
+            self.holders[fd] = 1
+        threading.Thread(
+            target=self._hang_up, args=(fd,), daemon=True, name="umvm-listener"
+        ).start()
         for _ in range(workers):
             self._start(fd)
 
     def _start(self, fd):
         with self.lock:
             self.workers += 1
+            self.holders[fd] += 1
             self.idle[fd] += 1
         threading.Thread(target=self._work, args=(fd,), daemon=True, name="umvm-worker").start()
 
@@ -155,7 +163,12 @@ cdef class Engine:
                         continue
                     break
             if r < 0:
-                self._ended(fd)
+                with self.lock:
+                    self.workers -= 1
+                    self.holders[fd] -= 1
+                    last = self.holders[fd] == 0
+                if last:
+                    self._close(fd)
                 return
             self.router.claimed += 1
             self._claimed(fd, &q)
@@ -170,7 +183,7 @@ cdef class Engine:
                 send(request, self.run)
                 return
         with self.lock:
-            free = self.idle.get(fd, 0) - 1
+            free = self.idle[fd] - 1
             self.idle[fd] = free
             more = free == 0 and self.workers < MAX_WORKERS
         if more:
@@ -188,9 +201,21 @@ cdef class Engine:
         with self.lock:
             self.idle[fd] += 1
 
-    def _ended(self, int fd):
+    def _hang_up(self, int fd):
+        """Wait until the last guest of a listener is gone: before Linux 6.11 no worker is told."""
+        poll = select.poll()
+        poll.register(fd, 0)
+        poll.poll()
         with self.lock:
-            self.workers -= 1
-            known = self.idle.pop(fd, None)
-        if known is not None:
-            self.on_gone(fd)
+            self.holders[fd] -= 1
+            last = self.holders[fd] == 0
+        if last:
+            self._close(fd)
+        self.on_gone(fd)
+
+    def _close(self, int fd):
+        """No thread uses the listener any more: its number may be another's from now on."""
+        with self.lock:
+            del self.holders[fd]
+            del self.idle[fd]
+        os.close(fd)

@@ -11,7 +11,7 @@
 struct umvm_start {
     const void *program;     /* struct sock_filter[] */
     int instructions;
-    int sock;                /* our end; carries the listener's number, then "go" back, then an errno */
+    int sock;                /* our end; carries our pid and the listener's number, then "go" back, then an errno */
     int other;               /* the parent's end, closed here, or −1 */
     uint64_t ignored;        /* bit s−1: signal s stays ignored */
     uint64_t open_files[2];  /* RLIMIT_NOFILE to restore: soft, hard */
@@ -65,12 +65,12 @@ static void umvm_child(const struct umvm_start *s)
     struct rlimit files = {s->open_files[0], s->open_files[1]};
     if (files.rlim_max)
         setrlimit(RLIMIT_NOFILE, &files);
-    int listener = umvm_install(s->program, s->instructions), error = EPIPE;
+    int started[2] = {getpid(), umvm_install(s->program, s->instructions)}, error = EPIPE;
     char go;
     /* from here on only calls that the filter lets pass, until somebody listens; send is sendto without an address */
-    send(s->sock, &listener, sizeof listener, MSG_NOSIGNAL);
-    if (listener >= 0 && recv(s->sock, &go, 1, 0) == 1) {
-        close(listener);
+    send(s->sock, started, sizeof started, MSG_NOSIGNAL);
+    if (started[1] >= 0 && recv(s->sock, &go, 1, 0) == 1) {
+        close(started[1]);
         error = umvm_execute(s);
     }
     send(s->sock, &error, sizeof error, MSG_NOSIGNAL);

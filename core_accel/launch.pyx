@@ -142,9 +142,8 @@ def spawn(bytes program, list paths, list argv, list envp, ignored=0, open_files
     if init is not None:
         init.pid = pid
         os.close(init.far_end)
-    answer = ours.recv(4)
-    number = struct.unpack("i", answer)[0] if len(answer) == 4 else -3
-    guest = pid if init is None else init.guest
+    answer = ours.recv(8)
+    guest, number = struct.unpack("ii", answer) if len(answer) == 8 else (0, -3)
     if number >= 0:
         pidfd = umvm_pidfd(guest)
         listener = umvm_pidfd_getfd(pidfd, number) if pidfd >= 0 else pidfd

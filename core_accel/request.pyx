@@ -32,6 +32,9 @@ cdef extern from "rewrite.h":
 
 log = logging.getLogger(__name__)
 
+_READ_BY = 0.005
+"""Seconds after which a call that goes on has surely read its path."""
+
 cdef enum:
     RUN = 0
     VALUE = 1
@@ -233,15 +236,11 @@ cdef class Request:
             _poke(self.tid, at, new + b"\0")
         before = _exe(self.tid)
         send(self, _RUN)
-        for _ in range(200):
-            try:
-                with open(f"/proc/{self.tid}/syscall", "rb", buffering=0) as f:
-                    now = f.read(24).split(b" ", 1)[0]
-            except OSError:
-                return _DONE
-            if now != b"%d" % self.nr:
-                break
-            time.sleep(0.0002)
+        until = time.monotonic() + _READ_BY
+        while time.monotonic() < until:  # the kernel copies the string as the first thing it does
+            os.sched_yield()  # the guest woke up on this CPU
+            if _state(self.tid) in (b"t", b""):
+                break  # at the debugger's stop after the call, or gone
         if _exe(self.tid) == before:
             for at, old in saved:
                 try:
@@ -288,6 +287,15 @@ def _poke(tid, at, data):
         os.pwrite(fd, data, at)
     finally:
         os.close(fd)
+
+
+def _state(tid):
+    """The letter of proc_pid_stat(5): "t" is a stop for the tracer; empty: the thread is gone."""
+    try:
+        with open(f"/proc/{tid}/stat", "rb", buffering=0) as f:
+            return f.read(512).rpartition(b") ")[2][:1]
+    except OSError:
+        return b""
 
 
 def _exe(tid):

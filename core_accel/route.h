@@ -8,6 +8,7 @@
 #include "hostlook.h"
 #include "kernel.h"
 #include "pathwalk.h"
+#include <linux/fs.h>
 
 struct umvm_call_kind {
     uint8_t always; /* 1: always ours · 2: ours while anything is served */
@@ -221,6 +222,8 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 0;
     if (k->always == 2)
         return 1;
+    if (q->data.nr == SYS_ioctl && ((uint32_t)a[1] == FICLONE || (uint32_t)a[1] == FICLONERANGE))
+        return 1; /* the other descriptor is in the third argument */
     if (k->fd >= 0 && r->descriptors && umvm_route_fd(r, q->pid, (int)a[(int)k->fd]))
         return 1;
     for (int i = 0; i < 2; i++)

@@ -118,7 +118,6 @@ class VirtualMachine:
         self.engine.add_listener(listener)
 
     def _gone(self, listener: int) -> None:
-        os.close(listener)
         with self._lock:
             self._listeners -= 1
             if self._listeners == 0:

@@ -432,9 +432,10 @@ static NOINLINE int with_ptrace(struct regs *r)
 static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
 {
     struct part q;
-    if (k->path[0] >= 0 && may_be_exe(path_of(k, r, 0)) && own_exe(path_of(k, r, 0)))
+    int proc = k->path[0] >= 0 && may_be_exe(path_of(k, r, 0));
+    if (proc && own_exe(path_of(k, r, 0)))
         return with_exe(r, k);
-    if (!ROUTE->active)
+    if (!ROUTE->active && !proc)
         return k->flow == UMVM_F_MOVE ? with_move(r, k) : RUN;
     switch (k->flow) {
     case UMVM_F_STAT:

@@ -11,6 +11,7 @@
 #define UMVM_AGENT_BASE 0x70000000u
 #define UMVM_AGENT_MASK 0xff000000u /* calls from AGENT_BASE & MASK run, those from the gate's page ask */
 #define UMVM_SELF 0x70001000u       /* struct umvm_self and more, private to the process; then the loader's text */
+#define UMVM_TEXT 0x70080000u       /* the loader's own text */
 #define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area */
 #define UMVM_STATE 0x70200000u      /* struct umvm_state */
 #define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */

@@ -91,6 +91,9 @@ static long map_segment(int fd, const struct stat *st, const Elf64_Phdr *p, uint
 
 static Elf64_Phdr many_segments[MAX_SEGMENTS] PRIVATE_DATA;
 
+/* Up to the text, so that no gap is left in which the kernel might put what a guest maps. */
+static char fill[UMVM_TEXT - UMVM_SELF - sizeof(struct umvm_self) - sizeof slots - sizeof many_segments - 4096] PRIVATE_DATA;
+
 /* Maps one file of the program; `interpreter` (256 bytes): where its interpreter's path goes, or NULL. 0, or a negative
    errno; −ENOEXEC: better let the kernel do it. */
 static NOINLINE long map_image(int fd, struct image *im, struct stat *st, uint64_t base, char *interpreter)
@@ -302,7 +305,9 @@ static _Noreturn void run_natively(uint64_t *stack)
     stop("can't load the program");
 }
 
-extern char _end[];
+/* The end of the loader's text and constants: sections without a place of their own come last. */
+__asm__(".section .zend,\"a\",@progbits\n.globl umvm_text_end\numvm_text_end:\n.byte 0\n.text\n");
+extern char umvm_text_end[];
 
 /* Reads the mailbox and gives it back. The stack to go on with; *name: what was executed. */
 static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name)
@@ -339,7 +344,7 @@ static NOINLINE uint32_t number_of(const char *own, size_t n)
 static NOINLINE void map_area(const char *own, size_t n)
 {
     char path[320];
-    uint64_t from = PAGE_UP((uint64_t)_end);
+    uint64_t from = PAGE_UP((uint64_t)umvm_text_end);
     memcpy(path, own, n - 4);
     memcpy(path + n - 4, "area", 5);
     int fd = (int)SYS4(__NR_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);

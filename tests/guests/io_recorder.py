@@ -1,7 +1,8 @@
 """A module for tests: a memory file system that writes down what it is told, and fails on demand.
 
-`/log` holds one line for each call of interest; a file named `full…` can't be written back or
-flushed, one named `slow…` takes long to be released, one named `broken…` raises what it shouldn't.
+`/log` holds one line for each call of interest. A file named `full…` can't be written back or
+flushed, one named `slow…` isn't released before `/go` is there, one named `broken…` raises what it
+shouldn't.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ class RecorderFileSystem(MemoryFileSystem):  # type: ignore[misc]
             super().write(b"/log", handle, line, super().getattr(b"/log").size)
             super().release(b"/log", handle)
 
+    def _exists(self, path: bytes) -> bool:
+        try:
+            super().getattr(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def write(self, path: bytes, fh: FileHandle, data: bytes, offset: int) -> int:
         if path.startswith(b"/broken"):
             raise RuntimeError("a bug")
@@ -61,7 +69,12 @@ class RecorderFileSystem(MemoryFileSystem):  # type: ignore[misc]
 
     def release(self, path: bytes, fh: FileHandle) -> None:
         if path.startswith(b"/slow"):
-            time.sleep(2)
+            end = time.monotonic() + 20
+            while not self._exists(b"/go"):
+                if time.monotonic() > end:
+                    self._note("impatient", path)
+                    break
+                time.sleep(0.01)
         super().release(path, fh)
         self._note("release", path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -120,6 +119,7 @@ def umvm_start(vm, options):
 def test_later_holds_no_worker(umvm_run: Run, module: Callable[..., str]) -> None:
     def body() -> tuple[int, int]:
         import errno
+        import os
         import threading
         import time
 
@@ -214,6 +214,7 @@ def umvm_start(vm, options):
 
     def body() -> list[object]:
         import ctypes
+        import os
 
         libc = ctypes.CDLL(None, use_errno=True)
         found: list[object] = []
@@ -244,6 +245,7 @@ def umvm_start(vm, options):
 """
 
     def body() -> tuple[int, bool, int]:
+        import os
 
         fd = os.memfd_create("x")
         os.write(fd, b"abc")

@@ -237,8 +237,8 @@ print(libc.prctl(4, 0, 0, 0, 0))
 open(sys.argv[1] + "/f", "w").write("x")
 print(os.listdir(sys.argv[1]))
 """
-    result = umvm_run(
-        [sys.executable, "-c", body, str(tmp_path)], mounts=[MEMORY.format(tmp_path)]
-    )
+    place = tmp_path / "m"
+    place.mkdir()
+    result = umvm_run([sys.executable, "-c", body, str(place)], mounts=[MEMORY.format(place)])
     assert result.stdout == "0\n['f']\n", result
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(place) == []

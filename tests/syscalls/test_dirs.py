@@ -158,7 +158,12 @@ def test_working_directory(same_on_tmpfs: Oracle) -> None:
         os.rename(f"{top}/a", f"{top}/z")
         out += [where(), os.listdir(".."), sorted(os.listdir("../../.."))]
         out.append(subprocess.run(["pwd", "-P"], capture_output=True).stdout[len(top) :])
-        thread = threading.Thread(target=lambda: (os.chdir("../.."), out.append(where())))
+
+        def up() -> None:
+            os.chdir("../..")
+            out.append(where())
+
+        thread = threading.Thread(target=up)
         thread.start()
         thread.join()
         out.append(where())

@@ -173,16 +173,23 @@ def test_short_writes(run: Run) -> None:
 
 
 def test_slow_release_holds_no_guest(run: Run) -> None:
-    def body() -> bool:
+    def body() -> list[str]:
         import os
         import time
 
-        start = time.monotonic()
         for n in range(6):
             os.close(os.open(f"slow{n}", os.O_RDWR | os.O_CREAT))
-        return time.monotonic() - start < 2
+        early = open("log").read()
+        os.close(os.open("go", os.O_RDWR | os.O_CREAT))
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            lines = open("log").read().splitlines()
+            if len(lines) == 7:
+                break
+        return [early, *sorted(lines)]
 
-    assert "True" in run(body, "quiet").ok()
+    released = ["release /go", *(f"release /slow{n}" for n in range(6))]
+    assert f"result {['', *released]}" in run(body, "quiet").ok()
 
 
 @pytest.mark.parametrize("options", ["plain,quiet", "quiet"])

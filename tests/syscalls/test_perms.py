@@ -78,6 +78,7 @@ def test_own_files(same_on_tmpfs: Oracle) -> None:
             os.mkdir(f"d/m{umask}", 0o7777)
             os.close(os.open(f"d/f{umask}", os.O_CREAT, 0o7777))
             out += [oct(os.stat(f"d/{kind}{umask}").st_mode) for kind in "mf"]
+            os.rmdir(f"d/m{umask}")
         return out
 
     assert "False" in same_on_tmpfs(body).ok()

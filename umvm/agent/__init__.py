@@ -1,1 +1,1 @@
-"""The in-guest agent: what it is told, the loader that brings it, and the cache of patched programs."""
+"""The in-guest agent: what it is told, its loader, and the cache of patched programs."""

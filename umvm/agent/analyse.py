@@ -1,7 +1,8 @@
-"""The process that analyses files for the cache, at low priority: `python -m umvm.agent.analyse DIR`.
+"""The process that analyses files for the cache, at low priority.
 
-Standard input is a Unix socket: each message is a file's path with a descriptor on it; each answer a
-JSON array of the entries made for its segments. It ends when the socket is closed.
+It is run as `python -m umvm.agent.analyse DIR`. Standard input is a Unix socket: each message is
+a file's path with a descriptor on it; each answer a JSON array of the entries made for its
+segments. It ends when the socket is closed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def main() -> None:
     cache = Cache(Path(sys.argv[1]))
     with socket.socket(fileno=0) as sock:
         while True:
-            message, fds, _, _ = socket.recv_fds(sock, 8192, 1)
+            try:
+                message, fds, _, _ = socket.recv_fds(sock, 8192, 1)
+            except ConnectionResetError:
+                return
             if not message:
                 return
             answer: list[Entry] = []

@@ -3,9 +3,9 @@
     DIR/index.json   what is known of each file, also that there is nothing to patch
     DIR/NAME         text, stubs, and a last page that describes them, with their digest
 
-A file is known by device, inode, size and times. Writers hold a lock, write beside and rename. Nothing
-is used that others could have written: directory and files must belong to the user, not writable by
-others; the agent checks that once more before it maps a copy.
+A file is known by device, inode, size, time of change and build id. Writers hold a lock, write
+beside and rename. Nothing is used that others could have written: directory and files must belong
+to the user, not writable by others; the agent checks that once more before it maps a copy.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Cache:
         self, key: Key, length: int, vaddr: int, path: str,
         build_id: tuple[int, bytes], patch: tuple[int, int, bytes, bytes] | None,
     ) -> Entry:  # fmt: skip
-        """Keep the result for a segment; `patch`: (sites, stub address, text, stubs), or nothing."""
+        """Keep the result for a segment; `patch`: (sites, stub address, text, stubs) or None."""
         id_offset, ident = build_id[0], build_id[1].hex()
         with self._locked():
             if patch is None:
@@ -104,7 +104,17 @@ class Cache:
                 digest = hashlib.blake2b(text + stubs, digest_size=16).hexdigest()
                 name = hashlib.blake2b(repr(key).encode(), digest_size=16).hexdigest()
                 entry = Entry(
-                    key, length, vaddr, stub, len(stubs), name, sites, path, ident, id_offset, digest
+                    key,
+                    length,
+                    vaddr,
+                    stub,
+                    len(stubs),
+                    name,
+                    sites,
+                    path,
+                    ident,
+                    id_offset,
+                    digest,
                 )
                 self._write(name, text + stubs + _last_page(entry))
             kept = [one for one in self._index() if not _same(one.key, key)]

@@ -19,8 +19,8 @@ _FLOWS = {
     "move": "rename renameat renameat2 link symlink symlinkat",
     "path": "lstat mkdir mkdirat rmdir unlink unlinkat mknod mknodat lchown lsetxattr lgetxattr "
     "llistxattr lremovexattr",
-    "follow": "truncate chmod fchmodat fchmodat2 chown fchownat utime utimes futimesat utimensat statfs "
-    "setxattr getxattr listxattr removexattr inotify_add_watch",
+    "follow": "truncate chmod fchmodat fchmodat2 chown fchownat utime utimes futimesat utimensat "
+    "statfs setxattr getxattr listxattr removexattr inotify_add_watch",
     "chdir": "chdir",
     "fchdir": "fchdir",
     "getcwd": "getcwd",
@@ -50,7 +50,7 @@ ODD_NAMES = (
 
 
 def kind(row: Row) -> Kind:
-    """(flow, index of the descriptor, of the paths, of their directories, of the flags, nofollow)."""
+    """(flow, indexes of the descriptor, paths, their directories and the flags, nofollow)."""
     if row.name == "ptrace":
         return "ptrace", -1, (), (), -1, 0
     if row.verdict is not Verdict.TRAPPED:

@@ -1,4 +1,4 @@
-"""The little of an ELF file that patching needs: executable segments, code sections, function starts."""
+"""The little of an ELF file that patching needs: executable segments, code, function starts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Elf:
         return found
 
     def code(self, segment: Segment) -> list[tuple[int, int]]:
-        """(first, end) addresses of the segment's sections of code; all of it without section headers."""
+        """(first, end) addresses of the segment's sections of code; without headers all of it."""
         found = []
         for i in range(self._shnum):
             at = self._shoff + i * self._shentsize
@@ -72,7 +72,7 @@ class Elf:
         return sorted(found) or [(segment.vaddr, segment.vaddr + segment.length)]
 
     def function_starts(self) -> Starts:
-        """Addresses at which functions begin, from the table in .eh_frame_hdr (LSB core, 10.6.2)."""
+        """Where functions begin, from the table in .eh_frame_hdr (LSB core, 10.6.2)."""
         for kind, _, offset, vaddr, _, size, _, _ in self._headers:
             if kind == PT_GNU_EH_FRAME and size >= 12:
                 version, _, count_kind, table_kind = self._data[offset : offset + 4]

@@ -1,6 +1,6 @@
 """The engine of a VM whose guests have an agent: the same interface as `core_accel.engine.Engine`.
 
-It tells the agents what it tells the engine, and looks at the calls of programs that have none (yet),
+It tells the agents what it tells the engine, and looks at the calls of programs that have none,
 as far as they change what agents know.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from core_accel.request import Reply, Request
@@ -19,9 +18,6 @@ from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.process import status
 from umvm.syscalls.table import nr
-
-if TYPE_CHECKING:
-    from umvm.syscalls.kinds import Kind
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +30,8 @@ class AgentEngine:
     """An engine, and the agents' side of it."""
 
     def __init__(
-        self, kinds: dict[int, Kind], handler: Callable[[Request], Reply | None],
+        self,
+        kinds: Mapping[int, tuple[int, int, tuple[int, ...], tuple[int, ...]]], handler: Callable[[Request], Reply | None],
         on_gone: Callable[[int], None], shadow: bytes,
     ) -> None:  # fmt: skip
         """As `Engine`; `shadow` is the VM's directory. OSError: the areas can't be made."""
@@ -85,6 +82,10 @@ class AgentEngine:
         except OSError:
             return None
         return self.agent.load(req.tid, program, name, front)
+
+    def unpatched(self, maps: bytes) -> bytes:
+        """As `Patcher.unpatched`."""
+        return maps if self.patcher is None else self.patcher.unpatched(maps)
 
     # --- as Engine -------------------------------------------------------------------------------
 

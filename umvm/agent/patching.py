@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import queue
+import re
 import socket
 import stat
 import subprocess
@@ -35,6 +36,11 @@ class Patcher:
         self._queue: queue.Queue[tuple[int, str] | None] = queue.Queue(PENDING)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._copies: dict[bytes, Entry] = {}
+        prefix = re.escape(os.fsencode(directory))
+        self._line = re.compile(
+            rb"^(\S+ \S+) ([0-9a-f]+) \S+ \d+ +" + prefix + rb"/([0-9a-f]{32})$", re.MULTILINE
+        )
         for entry in self._cache.entries():
             self._tell(entry)
 
@@ -62,6 +68,19 @@ class Patcher:
         self._start()
         return None
 
+    def unpatched(self, maps: bytes) -> bytes:
+        """A text of /proc/PID/maps or smaps with the original files in place of the copies."""
+        return self._line.sub(self._original, maps)
+
+    def _original(self, found: re.Match[bytes]) -> bytes:
+        entry = self._copies.get(found[3])
+        if entry is None:
+            return found[0]
+        device = b"%02x:%02x" % (os.major(entry.key.dev), os.minor(entry.key.dev))
+        offset = int(found[2], 16) + entry.key.offset
+        line = b"%s %08x %s %d" % (found[1], offset, device, entry.key.ino)
+        return line.ljust(72) + b" " + os.fsencode(entry.path)
+
     def close(self) -> None:
         """Stop; what is being analysed is finished by nobody."""
         with self._lock:
@@ -86,6 +105,7 @@ class Patcher:
 
     def _tell(self, entry: Entry) -> None:
         self._known.add(entry.key._replace(offset=0))
+        self._copies[entry.name.encode()] = entry
         stubs = self._cache.stubs(entry)
         if stubs is None:
             return
@@ -98,7 +118,7 @@ class Patcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "umvm.agent.analyse", os.fspath(self._cache.directory)]
         with ours, theirs:
-            process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
             theirs.close()
             while True:
                 item = self._queue.get()

@@ -1,4 +1,4 @@
-"""The supervisor's side of the agent: the shared areas, the loader, and what executes through it."""
+"""The supervisor's side of the agent: the shared area, the loader, and what executes through it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import core_accel
 from core_accel import agentarea
 from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
+from umvm.syscalls.execute import may_execute
 
 MAILBOXES = 64
 EM_X86_64 = 62
@@ -57,11 +58,13 @@ class Agent:
         """Tell the mount points, as `Engine.set_view`."""
         self.area.set_view(points, ODD_NAMES)
 
-    def load(self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = ()) -> bytes | None:
+    def load(
+        self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = ()
+    ) -> bytes | None:
         """What process `pid` is to execute so that `program` runs with the agent.
 
-        `program` and all on the way is the host's; `name`: what was executed; `front` takes the place
-        of argv[0] (a script's words). None: it is better executed as it is.
+        `program` is the host's; `name`: what was executed; `front` takes the place of argv[0] (a
+        script's words). None: it is better executed as it is.
         """
         if not runnable(program):
             return None
@@ -75,7 +78,7 @@ def runnable(path: bytes) -> bool:
     except OSError:
         return False
     try:
-        if os.statvfs(fd).f_flag & os.ST_NOEXEC or not os.access(path, os.X_OK, effective_ids=True):
+        if not may_execute(path):
             return False
         head = os.pread(fd, 64, 0)
     except OSError:

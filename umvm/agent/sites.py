@@ -1,7 +1,8 @@
-"""Finds the `syscall` instructions of a program that can be replaced by a jump, with a disassembler.
+"""Finds the `syscall` instructions of a program that can be replaced by a jump.
 
-A jump through a table takes 7 bytes, so neighbours of the instruction move to the stub with it. That
-is done only where nothing jumps between them, and where they mean the same elsewhere.
+A jump through a table takes 7 bytes, so neighbours of the instruction move to the stub with it. A
+disassembler tells which; it is done only where nothing jumps between them, and where they mean
+the same elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from iced_x86 import (
-    Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Code,
+    Decoder,
+    FlowControl,
+    Instruction,
+    InstructionInfoFactory,
+    Mnemonic,
+    OpAccess,
+    OpKind,
     Register,
 )  # fmt: skip
 
@@ -49,7 +57,11 @@ def find(elf: Elf, segment: Segment) -> list[Site]:
     places = [segment.vaddr + found.start() for found in re.finditer(b"\x0f\x05", segment.data)]
     if not places:
         return []
-    near = {block for place in places for block in ((place >> BLOCK) - 1, place >> BLOCK, (place >> BLOCK) + 1)}
+    near = {
+        block
+        for place in places
+        for block in ((place >> BLOCK) - 1, place >> BLOCK, (place >> BLOCK) + 1)
+    }
     seen: dict[int, _Seen] = {}
     targets: set[int] = set()
     for first, end in elf.code(segment):
@@ -73,9 +85,14 @@ def _decode(segment: Segment, first: int, end: int) -> Iterator[Instruction]:
 
 
 def _sweep(
-    segment: Segment, first: int, end: int, near: set[int], seen: dict[int, _Seen], targets: set[int]
+    segment: Segment,
+    first: int,
+    end: int,
+    near: set[int],
+    seen: dict[int, _Seen],
+    targets: set[int],
 ) -> None:
-    """Look at every instruction: note calls with their neighbours, and jumps to their surroundings."""
+    """Look at every instruction: note calls with their neighbours, and jumps to near them."""
     last: deque[Instruction] = deque(maxlen=16)
     waiting: list[_Seen] = []
     plain = FlowControl.NEXT
@@ -119,7 +136,10 @@ def _site(address: int, seen: _Seen, targets: set[int]) -> Site | None:
         if instruction.ip != end or end - address >= JUMP:
             break
         if returns:
-            if instruction.mnemonic not in (Mnemonic.NOP, Mnemonic.INT3) or instruction.ip in targets:
+            if (
+                instruction.mnemonic not in (Mnemonic.NOP, Mnemonic.INT3)
+                or instruction.ip in targets
+            ):
                 break  # behind a return there is only padding
         elif instruction.ip in targets or not (_movable(instruction) or _is_return(instruction)):
             break
@@ -135,7 +155,13 @@ def _site(address: int, seen: _Seen, targets: set[int]) -> Site | None:
                 return None
         start = before[-count].ip if count else address
         if end - start >= JUMP:
-            return Site(start, address, _shortest(start, address, after), returns and _covers(start, after), nr)
+            return Site(
+                start,
+                address,
+                _shortest(start, address, after),
+                returns and _covers(start, after),
+                nr,
+            )
     return None
 
 
@@ -187,11 +213,13 @@ def _movable(instruction: Instruction, before: bool = False) -> bool:
     return not any(
         used.register in (Register.R11, Register.R11D, Register.R11W, Register.R11L)
         for used in info.used_registers()
-    ) and not any(used.base == Register.R11 or used.index == Register.R11 for used in info.used_memory())
+    ) and not any(
+        used.base == Register.R11 or used.index == Register.R11 for used in info.used_memory()
+    )
 
 
 def _number(before: list[Instruction]) -> int | None:
-    """The call's number where the last instruction that writes rax is `mov $nr,%eax`, or clears it."""
+    """The call's number if the last instruction that writes rax is `mov $nr,%eax` or clears it."""
     factory = InstructionInfoFactory()
     for instruction in reversed(before):
         if instruction.flow_control != FlowControl.NEXT:
@@ -218,8 +246,9 @@ def _number(before: list[Instruction]) -> int | None:
 
 
 def _is_cancellable(before: list[Instruction]) -> bool:
-    """glibc (2.41) and musl make all calls that pthread_cancel may end in one function, by whose addresses
-    the signal's handler tells whether the call has begun. It takes the number as second argument."""
+    """glibc (2.41) and musl make all calls that pthread_cancel may end in one function, by whose
+    addresses the signal's handler tells whether the call has begun. Its 2nd argument is the
+    number."""
     for instruction in reversed(before):
         if instruction.mnemonic == Mnemonic.MOV and instruction.op0_register == Register.RAX:
             return bool(instruction.op1_register == Register.RSI)

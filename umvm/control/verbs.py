@@ -119,7 +119,17 @@ def _info(vm: Any, args: _Arguments, fds: list[int]) -> object:
         "mounts": len(vm.mounts()),
         "modules": [info.name for info in vm.manager.list()],
         "engine": getattr(vm, "engine_name", "notify"),
+        "counts": _counts(getattr(vm, "engine", None)),
     }
+
+
+def _counts(engine: Any) -> dict[str, int]:
+    """What the engine, and the agents in the guests, have counted."""
+    if engine is None:
+        return {}
+    passed, claimed, workers = engine.counts()
+    agents = engine.agent.area.counts() if hasattr(engine, "agent") else {}
+    return {"passed": passed, "claimed": claimed, "workers": workers, **agents}
 
 
 def _attach(vm: Any, args: _Arguments, fds: list[int]) -> object:

@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from core_accel.engine import Engine
 from core_accel.request import Reply
 from umvm.guest.loaded import program_behind
 
@@ -67,7 +68,10 @@ class Proc:
             return None
         kind = found[2]
         if kind in (b"maps", b"smaps", b"numa_maps"):
-            return self._unshadow(text) if self._shadow in text else None
+            shown = self._unshadow(text) if self._shadow in text else text
+            if not isinstance(self._vm.engine, Engine):
+                shown = self._vm.engine.unpatched(shown)
+            return shown if shown != text else None
         lines = {b"mounts": _mounts_line, b"mountinfo": _mountinfo_line, b"mountstats": _stats_line}
         extra = [lines[kind](mount) for mount in list(self._vm.mount_table.all)]
         return text + b"".join(extra) if extra else None

@@ -131,7 +131,11 @@ def _tree(ranges: Sequence[tuple[int, tuple[Instruction, ...]]]) -> Code:
 
 
 def program(
-    rows: Iterable[Row], arch: str = "x86_64", *, io: bool = True, agent: tuple[int, int] | None = None
+    rows: Iterable[Row],
+    arch: str = "x86_64",
+    *,
+    io: bool = True,
+    agent: tuple[int, int] | None = None,
 ) -> bytes:
     """The filter as an array of struct sock_filter; calls of a foreign ABI get ENOSYS.
 

@@ -9,10 +9,21 @@ import struct
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
-from umvm.guest.mounts import Where
+from umvm.guest.mounts import Mount, Where
 from umvm.syscalls.context import (
-    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Reply, Request, check, enter, fail, full_path,
-    handles, locate, run_host, signed,
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    Reply,
+    Request,
+    check,
+    enter,
+    fail,
+    full_path,
+    handles,
+    locate,
+    run_host,
+    signed,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -55,7 +66,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
         if at and not path.startswith(b"/") and dirfd != AT_FDCWD:
             name = b"/dev/fd/%d/%s" % (dirfd, path)
-    first, front, executed = where, [], name
+    first, executed = where, name
+    front: list[bytes] = []
     for _ in range(MAX_DEPTH + 1):
         try:
             program = _program(vm, req, where)
@@ -79,6 +91,15 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     return req.rewrite(changes)
 
 
+def may_execute(path: bytes) -> bool:
+    """Does the kernel execute this host file, as far as modes and mount options go?"""
+    try:
+        noexec = os.statvfs(path).f_flag & os.ST_NOEXEC
+    except OSError:
+        return False
+    return not noexec and os.access(path, os.X_OK, effective_ids=True)
+
+
 def has_agent(vm: VirtualMachine) -> bool:
     """Do guests execute programs through the agent's loader?"""
     return not isinstance(vm.engine, Engine)
@@ -90,9 +111,10 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
         head = _host_head(where.path)
         if head.startswith(b"#!"):
             script = parse_shebang(head)
+            by_loader = has_agent(vm) and may_execute(where.path)
             if script is not None:
                 inner = _try_locate(vm, req, script.interpreter)
-                if inner is not None and (inner.mount is not None or has_agent(vm)):
+                if inner is not None and (inner.mount is not None or by_loader):
                     raise script
         return None
     mount, inside = where.mount, where.inside
@@ -108,8 +130,10 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
         check(mount, inside, caller, 1)
     else:
         mount.fs.access(inside, 1)
-    if any(file.writable for file in vm.files.on_path(mount, inside)):
-        raise fail(errno.ETXTBSY)
+    if _written(vm, mount, inside):
+        vm.files.drain()  # a last close may not have been noticed yet
+        if _written(vm, mount, inside):
+            raise fail(errno.ETXTBSY)
     head = _served_head(where)
     if head.startswith(b"#!"):
         script = parse_shebang(head)
@@ -119,6 +143,10 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
     if not head.startswith(b"\x7fELF"):
         raise fail(errno.ENOEXEC)
     return vm.images.get(mount, inside, attr)
+
+
+def _written(vm: VirtualMachine, mount: Mount, inside: bytes) -> bool:
+    return any(file.writable for file in vm.files.on_path(mount, inside))
 
 
 def parse_shebang(head: bytes) -> Shebang | None:

@@ -1,0 +1,129 @@
+"""The hard cases of agent_cases.c: the same natively, in a VM whose guests are patched, and in one
+where nothing is patched."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agent_fixtures import InAgent, entries
+from harness import Runner
+
+pytest_plugins = ["agent_fixtures"]
+
+NAMES = [
+    "storm",
+    "interrupted",
+    "jump_out",
+    "small_stacks",
+    "red_zone",
+    "threads",
+    "cancel",
+    "vforked",
+    "twice",
+    "bad_pointers",
+    "memory_limit",
+    "own_fault",
+    "environment",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patched(
+    runner: Runner,
+    in_agent: InAgent,
+    cases: Path,
+    warm: Callable[..., None],
+    cache_home: Path,
+    name: str,
+) -> None:
+    native = runner.run([str(cases), name])
+    warm("agent_cases")
+    assert entries(cache_home)["agent_cases"]["sites"] == 1, "red_zone's own call"
+    assert entries(cache_home)["libc.so.6"]["sites"] > 100
+    assert native.status == 0
+    assert in_agent([str(cases), name]) == native
+
+
+@pytest.mark.expect_log("programs are not patched")
+@pytest.mark.parametrize(
+    "name", ["interrupted", "vforked", "bad_pointers", "threads", "environment"]
+)
+def test_unpatched(
+    runner: Runner, in_agent: InAgent, cases: Path, tmp_path: Path, name: str
+) -> None:
+    """Correctness never depends on patching: the cache can't be used, so nothing is patched."""
+    empty = tmp_path / "cache"
+    empty.mkdir()
+    empty.chmod(0o777)
+    (empty / "umvm").mkdir()
+    (empty / "umvm/text").mkdir()
+    (empty / "umvm/text").chmod(0o777)
+    native = runner.run([str(cases), name])
+    assert in_agent([str(cases), name], env={"XDG_CACHE_HOME": str(empty)}) == native
+    assert not os.listdir(empty / "umvm/text"), "a directory that others can write isn't used"
+
+
+def test_copies_are_ours_alone(warm: Callable[..., None], cache_home: Path) -> None:
+    warm()
+    directory = cache_home / "umvm/text"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    for file in directory.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_a_copy_that_others_could_write_is_not_mapped(
+    in_agent: InAgent, warm: Callable[..., None], cache_home: Path
+) -> None:
+    warm()
+    copy = cache_home / "umvm/text" / entries(cache_home)["libc.so.6"]["copy"]
+    body = "cat /proc/self/maps; python3 -c 0; exec sh -c 'cat /proc/$$/maps | grep -c r-xp'"
+    copy.chmod(0o622)
+    try:
+        assert in_agent(body).status == 0
+    finally:
+        copy.chmod(0o600)
+
+
+def test_steady_state_has_no_notifications(in_agent: InAgent, warm: Callable[..., None]) -> None:
+    def body() -> object:
+        import os
+        import subprocess
+        import sys
+
+        sys.path[:0] = os.environ["WHERE"].split(":")
+        from pathlib import Path
+
+        from umvm.control import client
+
+        def work() -> None:
+            script = "for i in 1 2 3 4 5; do ls /usr; test -f /etc/passwd; cat /etc/hostname; done"
+            subprocess.run(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL, check=True)
+
+        def counts() -> dict[str, int]:
+            answer: dict[str, int] = client.call(Path(os.environ["UMVM_SOCKET"]), "info")["counts"]
+            return answer
+
+        work()
+        before = counts()
+        for _ in range(5):
+            work()
+        after = counts()
+        loads = after["loads"] - before["loads"]
+        asked = after["passed"] + after["claimed"] - before["passed"] - before["claimed"]
+        return (
+            loads,
+            asked < 30,
+            after["unpatched"] - before["unpatched"],
+            asked if asked >= 30 else 0,
+        )
+
+    warm("cat", "ls", run="ls >/dev/null; cat /etc/hostname; /usr/bin/env python3 -c 0")
+    places = [str(Path(__file__).parents[2]), *(p for p in sys.path if "site-packages" in p)]
+    for _ in range(2):
+        result = in_agent(body, env={"WHERE": ":".join(places)})
+    assert result.ok() == "result (55, True, 0, 0)\n", "5 shells with 10 programs each"
