@@ -24,6 +24,8 @@ from harness import (
 )
 from vfs_oracle import Oracle
 
+pytest_plugins = ["agent_fixtures"]
+
 _serial = itertools.count(1)
 _PROBLEM = re.compile(r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*$|^Traceback .*$", re.MULTILINE)
 

@@ -113,7 +113,8 @@ def test_every_extension_is_built() -> None:
     cython = {f"core_accel/{path.name}" for path in (ROOT / "core_accel").glob("*.pyx")}
     assert {source for source in sources if source.endswith(".pyx")} == cython
     assert all((ROOT / source).is_file() for source in sources)
-    assert {m["name"] for m in listed} == {s[:-4].replace("/", ".") for s in cython}
+    built = {m["name"] for m in listed if m["sources"][0].endswith(".pyx")}
+    assert built == {s[:-4].replace("/", ".") for s in cython}
 
 
 def test_every_extension_has_a_stub() -> None:
@@ -135,7 +136,7 @@ def test_files_are_short() -> None:
 
 
 def test_no_path_of_a_machine() -> None:
-    pattern = re.compile(r"/(?:root|work)/\w")
+    pattern = re.compile(r"(?<!\w)/(?:root|work)/\w")
     for path in [*files("*.py", "*.pyx", "*.h", "*.c", "*.sh", "*.md", "*.toml"), ROOT / "dev"]:
         if path != Path(__file__):
             found = pattern.search(path.read_text())
@@ -201,7 +202,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     made = run(sys.executable, "-c", backend, "build_sdist", str(place), cwd=source)
     sdist = place / made.split()[-1]
     with tarfile.open(sdist) as archive:
-        archive.extractall(place / "unpacked", filter="data")
+        archive.extractall(place / "unpacked")
     (unpacked,) = (place / "unpacked").iterdir()
     made = run(sys.executable, "-c", backend, "build_wheel", str(place), cwd=unpacked)
     return sdist, place / made.split()[-1]

@@ -262,6 +262,31 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("action", type=click.Choice(["ls", "clear"]), metavar="ls|clear")
+@_json_option
+def cache(action: str, as_json: bool) -> None:
+    """List or delete the patched copies of programs and libraries that `--engine agent` uses."""
+    from umvm.agent.cache import Cache, default_directory
+
+    store = Cache(default_directory())
+    if action == "clear":
+        click.echo(f"{store.clear()} entries deleted")
+        return
+    usable = {entry.key for entry in store.entries()}
+    rows = [
+        {
+            "sites": entry.sites,
+            "bytes": entry.copy_size,
+            "intact": entry.key in usable and (not entry.stub_length or store.intact(entry)),
+            "copy": entry.name,
+            "file": entry.path,
+        }
+        for entry in store.known()
+    ]
+    _show(rows, ["sites", "bytes", "intact", "copy", "file"], as_json)
+
+
+@cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a SHELL, for its start-up file to evaluate."""

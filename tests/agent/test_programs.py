@@ -11,7 +11,6 @@ import pytest
 from agent_fixtures import InAgent
 from harness import Runner
 
-pytest_plugins = ["agent_fixtures"]
 
 C = '#include <stdio.h>\nint main(int c, char **v) { printf("%d %s\\n", c, c ? v[0] : "none"); return 7; }\n'
 GO = """package main

@@ -27,7 +27,7 @@ static uint32_t text(char *out, uint32_t max, int canonical)
 static long look(struct umvm_walk *w, uint32_t mount)
 {
     (void)mount;
-    if (w->len > UMVM_PATH_MAX + 1 || w->path[w->len])
+    if (w->len > UMVM_PLACE_MAX + 1 || w->path[w->len])
         abort();
     switch (pick(8)) {
     case 0:

@@ -88,7 +88,7 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """All entries that may be used."""
-        return [entry for entry in self._index() if self._usable(entry)]
+        return [entry for entry in self.known() if self._usable(entry)]
 
     def add(
         self, key: Key, length: int, vaddr: int, path: str,
@@ -117,7 +117,7 @@ class Cache:
                     digest,
                 )
                 self._write(name, text + stubs + _last_page(entry))
-            kept = [one for one in self._index() if not _same(one.key, key)]
+            kept = [one for one in self.known() if not _same(one.key, key)]
             self._store(_bounded([*kept, entry]))
         return entry
 
@@ -137,7 +137,7 @@ class Cache:
 
     def free_stub(self, length: int) -> int | None:
         """An address for `length` bytes of stubs that no entry has; None: all are taken."""
-        taken = sorted((e.stub, e.stub + e.stub_length) for e in self._index() if e.stub_length)
+        taken = sorted((e.stub, e.stub + e.stub_length) for e in self.known() if e.stub_length)
         at = agentarea.STUBS
         for low, high in taken:
             if low - at >= length:
@@ -148,7 +148,7 @@ class Cache:
     def clear(self) -> int:
         """Delete all; the number of entries. Guests that run keep what they have mapped."""
         with self._locked():
-            count = len(self._index())
+            count = len(self.known())
             self._store([])
         return count
 
@@ -175,7 +175,8 @@ class Cache:
             and st.st_size == entry.copy_size
         )
 
-    def _index(self) -> list[Entry]:
+    def known(self) -> list[Entry]:
+        """All entries, also those whose copy was damaged."""
         try:
             data = json.loads((self.directory / "index.json").read_bytes())
             if data["format"] != FORMAT:

@@ -31,9 +31,11 @@ class AgentEngine:
 
     def __init__(
         self,
-        kinds: Mapping[int, tuple[int, int, tuple[int, ...], tuple[int, ...]]], handler: Callable[[Request], Reply | None],
-        on_gone: Callable[[int], None], shadow: bytes,
-    ) -> None:  # fmt: skip
+        kinds: Mapping[int, tuple[int, int, tuple[int, ...], tuple[int, ...]]],
+        handler: Callable[[Request], Reply | None],
+        on_gone: Callable[[int], None],
+        shadow: bytes,
+    ) -> None:
         """As `Engine`; `shadow` is the VM's directory. OSError: the areas can't be made."""
         cache = default_directory()
         self.agent = Agent(shadow, os.fsencode(cache))

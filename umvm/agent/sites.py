@@ -28,7 +28,7 @@ from umvm.agent.elf import Elf, Segment
 
 JUMP = 7
 """Bytes of `jmp *abs32`."""
-BEFORE, AFTER = 3, 4
+BEFORE, AFTER = 3, 8
 """Neighbours that may move."""
 BLOCK = 6
 FAR = 1 << 15

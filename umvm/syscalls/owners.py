@@ -85,7 +85,10 @@ def _place(
             link = vm.procs.cwd_link(req.tid)
             return Place(b"/proc/%d/cwd" % req.tid, 0) if vm.named(link) is None else None
         return _of_fd(vm, req, dirfd)
-    where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW, missing)
+    try:
+        where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW, missing)
+    except OSError:
+        return None  # the call's family finds it too, and tells it in its turn
     if where.mount is not None:
         return None
     kept = flags & AT_SYMLINK_NOFOLLOW
