@@ -1,7 +1,7 @@
-"""What one call costs: native, in a VM that serves nothing of it, and served by a Python file system.
+"""What one call costs: native, in a VM that serves nothing of it, served by a Python file system.
 
-Runs the loops of guests.c interleaved and prints the median and the ratio to native. PRoot is measured
-too where it is installed. `python benchmarks/calls.py [--rounds N] [--json]`.
+Runs the loops of guests.c interleaved and prints the median and the ratio to native. PRoot is
+measured too where it is installed. `python benchmarks/calls.py [--rounds N] [--json]`.
 """
 
 from __future__ import annotations

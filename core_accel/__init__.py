@@ -1,4 +1,4 @@
 """Mechanism of umvm: seccomp filter, launch of the guest, listener threads, guest memory.
 
-Nothing here knows a module, a path or a policy. Import the submodules; this package exports nothing.
+Nothing here knows a module, a path or a policy. Import the submodules; the package exports nothing.
 """

@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Sequence
 
 class Init:
-    """The process between supervisor and guests, which is parent of the first guest and of orphans."""
+    """The process between supervisor and guests: parent of the first one and of orphans."""
 
     pid: int
     shared: mmap.mmap

@@ -2,10 +2,10 @@
 
     umvm run = supervisor ── init ── first guest, orphans
 
-Init is a small C loop: the parent of the first guest and of orphans. It tells the supervisor when the
-guest ends, stops the supervisor when the guest is stopped (so that the shell sees its job stop), and
-ends the guests and cleans up should the supervisor be killed. The supervisor itself must not be the
-parent: wait(2) would then take the stops of ptrace, which the engine's threads wait for.
+Init is a small C loop: the parent of the first guest and of orphans. It tells the supervisor when
+the guest ends, stops the supervisor when the guest is stopped (so that the shell sees its job
+stop), and ends the guests and cleans up should the supervisor be killed. The supervisor itself must
+not be the parent: wait(2) would then take the stops of ptrace, which the engine's threads wait for.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _wait(vm: VirtualMachine, kill_on_exit: bool) -> int:
 
 
 def _pass_signals_on(vm: VirtualMachine) -> None:
-    """What somebody sends us is meant for the first guest; what the terminal sends it gets itself."""
+    """What somebody sends us is meant for the first guest; the terminal's it gets itself."""
     wanted = signal.valid_signals() - {signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}
     while True:
         info = signal.sigwaitinfo(wanted)
@@ -169,6 +169,7 @@ def candidates(program: str, path: str) -> list[bytes]:
 
 def enter(name: str | None, command: Sequence[str]) -> int:
     """Run a command in a running VM, as a child of ours; its exit status."""
+    from umvm import standin
     from umvm._version import __version__
     from umvm.control import client, protocol
 
@@ -179,10 +180,11 @@ def enter(name: str | None, command: Sequence[str]) -> int:
     if is_guest():
         raise UmvmError("already inside a VM")
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    env = {**os.environ, **info["environment"], **standin.environment(os.environ)}
     ignored = _ignored_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     launched = _spawn(
-        command, {**os.environ, **info["environment"]}, ignored, (0, 0), None, None,
+        command, env, ignored, (0, 0), None, None,
         info.get("engine", "notify"),
     )  # fmt: skip
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -106,7 +106,8 @@ class VirtualMachine:
     def state_changed(self) -> None:
         """Tell the engine how much is served, so that it knows what it needn't look at."""
         served = len(self.mount_table.all)
-        self.engine.set_state(len(self.files) + len(self.specials), 1 if served or len(self.files) else 0)
+        opened = len(self.files)
+        self.engine.set_state(opened + len(self.specials), 1 if served or opened else 0)
 
     # --- guests ----------------------------------------------------------------------------------
 
@@ -137,9 +138,8 @@ class VirtualMachine:
     def guest_environment(self, socket: str, extra: dict[str, str]) -> dict[str, str]:
         """The environment that guests start with."""
         given = {**os.environ, **extra}
-        own = {"UMVM_SOCKET": socket, "UMVM_NAME": self.name, **standin.environment(given)}
-        self.environment = own
-        return {**given, **own}
+        self.environment = {"UMVM_SOCKET": socket, "UMVM_NAME": self.name}
+        return {**given, **self.environment, **standin.environment(given)}
 
     def guest_pids(self) -> list[int]:
         """The guests' process ids, as far as they can be found from the roots and our children."""
@@ -166,7 +166,7 @@ class VirtualMachine:
         return rows
 
     def named(self, link: bytes) -> Any:
-        """What a link into the shadow directory stands for: it has mount, path and deleted; or None."""
+        """What a link into the shadow directory stands for (mount, path, deleted), or None."""
         return self.files.named(link) or self.images.named(link) or self.specials.named(link)
 
     def shown(self, link: bytes) -> bytes:
@@ -174,7 +174,8 @@ class VirtualMachine:
         named = self.named(link)
         if named is None:
             return link
-        return named.mount.outside(named.path) + (b" (deleted)" if named.deleted else b"")
+        path: bytes = named.mount.outside(named.path)
+        return path + b" (deleted)" if named.deleted else path
 
     # --- mounts ----------------------------------------------------------------------------------
 
@@ -215,7 +216,8 @@ class VirtualMachine:
             if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
                 number = errno.EISDIR if directory else errno.ENOTDIR
                 raise OSError(number, os.strerror(number), os.fsdecode(target))
-            mount = Mount(self.mount_table.next_id(), point, fs, fstype, source, dict(options), module)
+            ident = self.mount_table.next_id()
+            mount = Mount(ident, point, fs, fstype, source, dict(options), module)
             mount.read_only = "ro" in options
             self.mount_table.add(mount)
             self._commit_mounts()

@@ -1,4 +1,4 @@
-"""The life of guests: exit statuses, orphans, signals, ends of all kinds, and what stays afterwards."""
+"""The life of guests: exit statuses, orphans, signals, ends of all kinds, and what stays."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ PROMPT = "READY> "
 def shell(argv: list[str], runner: Runner) -> pexpect.spawn:
     """An interactive bash with a prompt of ours on a terminal of its own."""
     env = runner.environ({"PS1": PROMPT, "TERM": "dumb", "HISTFILE": ""})
-    child = pexpect.spawn(argv[0], argv[1:], env=env, timeout=15, encoding="utf-8", echo=False)
-    return child
+    return pexpect.spawn(argv[0], argv[1:], env=env, timeout=15, encoding="utf-8", echo=False)
 
 
 @pytest.fixture(params=["memory", "no mount"])

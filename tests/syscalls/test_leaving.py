@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import Runner, argv_of, compare
@@ -16,9 +15,9 @@ def body() -> list[object]:
     out: list[object] = []
     top = os.getcwd()
 
-    def attempt(action: Any, *args: Any, **keywords: Any) -> None:
+    def attempt(action: object, *args: object, **keywords: object) -> None:
         try:
-            result = action(*args, **keywords)
+            result = action(*args, **keywords)  # type: ignore[operator]
             out.append(oct(result.st_mode) if hasattr(result, "st_mode") else result)
         except OSError as error:
             out.append(error.errno)

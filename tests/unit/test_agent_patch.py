@@ -33,7 +33,7 @@ data: .quad 0
 """
 
 
-FUNCTIONS = "plain known jumped relative cancellable keeps_r11 returns".split()  # noqa: SIM905
+FUNCTIONS = "plain known jumped relative cancellable keeps_r11 returns".split()
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def test_empty_table_refuses_everything() -> None:
 
 
 def test_unknown_condition_is_an_error() -> None:
-    assert MMAP_FD == BY_NR[nr("mmap")].when
+    assert BY_NR[nr("mmap")].when == MMAP_FD
     with pytest.raises(ValueError, match="unknown condition"):
         bpf.program([Row(0, "read", "", "desc", Verdict.TRAPPED, when="on Sundays")])
 

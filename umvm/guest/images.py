@@ -1,8 +1,8 @@
 """Copies of served programs, made when they are executed.
 
-A program that the kernel is to execute must be a file that nobody has open for writing, so it can't be
-the node's own. A copy `x/ID/NAME` in the shadow directory has the program's name, since the kernel takes
-a process's name from it; copies are kept for the next execution until the file changes.
+A program that the kernel is to execute must be a file that nobody has open for writing, so it
+can't be the node's own. A copy `x/ID/NAME` in the shadow directory has the program's name, since
+the kernel takes a process's name from it; it is kept for the next execution until the file changes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import itertools
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
+from umvm.guest.interpreter import replace_interpreter
 from umvm.guest.mounts import Mount
 from umvm.guest.shadow import Shadow
 from umvm.interfaces.filesystem import Attr
 
 KEPT = 64
 """Copies kept; the kernel keeps the content of a deleted one while it runs."""
+REMEMBERED = 4096
+"""Copies whose program is known by name, should it still run."""
 PIECE = 1 << 20
 
 
@@ -44,8 +48,13 @@ class Images:
         self._known: dict[tuple[int, bytes], Image] = {}
         self._by_id: dict[bytes, Image] = {}
 
-    def get(self, mount: Mount, path: bytes, attr: Attr) -> bytes:
-        """The path of an executable copy of a served file. OSError: it can't be read."""
+    def get(
+        self, mount: Mount, path: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None]
+    ) -> bytes:
+        """The path of an executable copy of a served file. OSError: it can't be read.
+
+        `interpreter(path)`: where a copy of an ELF interpreter that is served itself lies, or None.
+        """
         version = (attr.ino, attr.size, attr.mtime_ns, attr.ctime_ns)
         with self._lock:
             known = self._known.pop((mount.ident, path), None)
@@ -59,11 +68,17 @@ class Images:
         ident = b"%d" % next(self._ids)
         file = os.path.join(self._base, ident, os.path.basename(path) or b"program")
         os.mkdir(os.path.dirname(file), 0o711)
-        _copy(mount, path, file, attr)
+        try:
+            _copy(mount, path, file, attr, interpreter)
+        except OSError:
+            shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+            raise
         image = Image(mount, path, version, file)
         with self._lock:
             self._known[mount.ident, path] = image
             self._by_id[ident] = image
+            if len(self._by_id) > REMEMBERED:
+                del self._by_id[next(iter(self._by_id))]
         return file
 
     def named(self, link: bytes) -> Image | None:
@@ -94,10 +109,12 @@ class Images:
         shutil.rmtree(os.path.dirname(image.file), ignore_errors=True)
 
 
-def _copy(mount: Mount, path: bytes, file: bytes, attr: Attr) -> None:
+def _copy(
+    mount: Mount, path: bytes, file: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None]
+) -> None:
     fh = mount.fs.open(path, os.O_RDONLY)
     try:
-        out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+        out = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
         try:
             at = 0
             while at < attr.size:
@@ -105,6 +122,7 @@ def _copy(mount: Mount, path: bytes, file: bytes, attr: Attr) -> None:
                 if not data:
                     break
                 at += os.pwrite(out, data, at)
+            replace_interpreter(out, interpreter)
             os.fchmod(out, 0o755)
         finally:
             os.close(out)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
     from umvm.vm import VirtualMachine
 
-_TABLE = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)")
+_TABLE = re.compile(
+    rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)"
+)
 _FDINFO = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
 _ESCAPED = re.compile(rb"[\\ \t\n#]")
 
@@ -123,7 +125,7 @@ def _mounts_line(mount: Mount) -> bytes:
 
 
 def _mountinfo_line(mount: Mount) -> bytes:
-    """proc_pid_mountinfo(5): id, parent, device, root, mount point, options - type, source, options."""
+    """proc_pid_mountinfo(5): id, parent, device, root, point, options - type, source, options."""
     device = b"%d:%d" % (os.major(mount.dev), os.minor(mount.dev))
     own = b"ro" if mount.read_only else b"rw"
     return b"%d 1 %s / %s %s - %s %s %s\n" % (

@@ -1,9 +1,9 @@
 """The interface of a file system that is served by Python.
 
 Paths are `bytes`, absolute within the mount and canonical: `b"/"`, `b"/a/b"`, never a trailing
-slash, a `.`, a `..` or a symbolic link in the middle. Errors are `OSError` with the errno that Linux
-would give; anything else becomes EIO for the guest and one logged traceback. Methods are called
-from several threads at once unless `serialized` is set.
+slash, a `.`, a `..` or a symbolic link in the middle. Errors are `OSError` with the errno that
+Linux would give; anything else becomes EIO for the guest and one logged traceback. Methods are
+called from several threads at once unless `serialized` is set.
 
 Every method has a default, so that a file system writes only what it offers. Paths reach a method
 after the VM has checked what the kernel's VFS checks: that the name exists (or not), is a directory
@@ -103,8 +103,8 @@ class FileSystem:
     default_permissions = True
     """The VM checks owners and mode bits as the kernel does; False: the file system decides."""
     open_unlinked = False
-    """Open handles go on working after `unlink`, `getattr(path, fh)` included. If False the VM renames
-    an open file to a hidden name and removes it with the last close, as libfuse does."""
+    """Open handles go on working after `unlink`, `getattr(path, fh)` included. If False the VM
+    renames an open file to a hidden name and removes it with the last close, as libfuse does."""
     stable_inodes = False
     """`Attr.ino` identifies a file: hard links share it, and it isn't used again while open."""
     serialized = False
@@ -213,7 +213,7 @@ class FileSystem:
     # --- files ---------------------------------------------------------------------------------
 
     def open(self, path: bytes, flags: int) -> FileHandle:
-        """Open an existing file. `flags`: access mode, O_APPEND, O_NONBLOCK, O_SYNC, O_DIRECT…; never
+        """Open an existing file. `flags`: access mode, O_APPEND, O_NONBLOCK, O_SYNC…; never
         O_CREAT, O_EXCL, O_NOCTTY or O_TRUNC (the VM calls `truncate`)."""
         return None
 

@@ -152,7 +152,11 @@ def sys_fchdir(vm: VirtualMachine, req: Request) -> Reply | None:
         permit(file.mount, attributes(file), caller, EXEC)
         return None  # the kernel knows the descriptor's placeholder as a removed directory
     _may_enter(file.mount, file.path, caller)
-    return req.rewrite({6: NR_CHDIR, 0: vm.files.directory(file.mount, file.path)})
+    place = vm.files.directory(file.mount, file.path)
+    try:
+        return req.rewrite({6: NR_CHDIR, 0: place})
+    except PermissionError:
+        return None  # traced: the descriptor's own placeholder does while it is open
 
 
 @handles("getcwd")

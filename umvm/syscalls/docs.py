@@ -23,7 +23,7 @@ Numbers that are not listed, i386 calls and x32 calls get ENOSYS.
 def _verdict(row: Row) -> str:
     if row.verdict is Verdict.REFUSED:
         return f"refused: {errorcode[row.errno]}"
-    return row.verdict.value
+    return str(row.verdict.value)
 
 
 def markdown() -> str:

@@ -22,6 +22,7 @@ from umvm.syscalls.context import (
     full_path,
     handles,
     locate,
+    look,
     run_host,
     signed,
 )  # fmt: skip
@@ -142,7 +143,21 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
         raise script
     if not head.startswith(b"\x7fELF"):
         raise fail(errno.ENOEXEC)
-    return vm.images.get(mount, inside, attr)
+    node = vm.files.node_at(mount, inside, attr)
+    if node is not None:
+        node.write_back()  # a linker may have written it through a mapping
+        attr = mount.fs.getattr(inside)
+    return vm.images.get(mount, inside, attr, lambda path: _interpreter(vm, req, path))
+
+
+def _interpreter(vm: VirtualMachine, req: Request, path: bytes) -> bytes | None:
+    """The copy of an ELF interpreter that lies in a mount; None: the host's is right."""
+    where = locate(vm, req, AT_FDCWD, path)
+    if where.mount is None:
+        return where.path if where.changed else None
+    attr = look(where)
+    check(where.mount, where.inside, enter(vm, req), 1)
+    return vm.images.get(where.mount, where.inside, attr, lambda path: None)
 
 
 def _written(vm: VirtualMachine, mount: Mount, inside: bytes) -> bool:

@@ -7,7 +7,8 @@ import importlib
 from umvm.syscalls.context import HANDLERS
 
 FAMILIES = (
-    "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names", "open",
+    "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names",
+    "open",
     "process", "seek", "sockets", "stat", "sync", "watch", "xattr",
 )  # fmt: skip
 

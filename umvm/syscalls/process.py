@@ -1,5 +1,7 @@
-"""Calls that change what a process is: namespaces, credentials, umask. The kernel runs most of them;
-the supervisor only has to know."""
+"""Calls that change what a process is: namespaces, credentials, umask.
+
+The kernel runs most of them; the supervisor only has to know.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ PR_SET_DUMPABLE = 4
 
 
 def _no_new_view(flags: int) -> None:
-    """A mount or user namespace of its own would let a guest mount things that the view can't see."""
+    """In a mount or user namespace of its own a guest could mount what the view can't see."""
     if flags & (CLONE_NEWNS | CLONE_NEWUSER):
         raise fail(errno.EPERM)
 
@@ -53,7 +55,7 @@ def sys_setns(vm: VirtualMachine, req: Request) -> Reply | None:
 
 @handles("prctl")
 def sys_prctl(vm: VirtualMachine, req: Request) -> Reply | None:
-    """prctl(PR_SET_DUMPABLE): accepted but not done, since a guest that isn't dumpable can't be served."""
+    """prctl(PR_SET_DUMPABLE): accepted, not done, as the supervisor must be able to read guests."""
     if req.args[0] == PR_SET_DUMPABLE and req.args[1] == 0:
         return DONE
     return None

@@ -1,7 +1,8 @@
 """AF_UNIX socket names: those on a mount are placeholders in the shadow directory.
 
-The supervisor binds (the socket's owner stays the guest), the guest itself connects and sends, with the
-address changed, so that blocking and credentials are its own. **Source**: unix(7), net/unix/af_unix.c.
+The supervisor binds (the socket's owner stays the guest), the guest itself connects and sends, with
+the address changed, so that blocking and credentials are its own.
+**Source**: unix(7), net/unix/af_unix.c.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from typing import TYPE_CHECKING
 
 from umvm.guest.mounts import Where
 from umvm.syscalls.context import (
-    AT_FDCWD, DONE, Reply, Request, check, check_change, enter, fail, handles, locate, signed,
+    AT_FDCWD,
+    DONE,
+    Reply,
+    Request,
+    check,
+    check_change,
+    enter,
+    fail,
+    handles,
+    locate,
+    signed,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -47,7 +58,8 @@ def _unix(req: Request, fd: int) -> socket.socket:
     copy = socket.socket(fileno=req.getfd(fd))
     if copy.family != socket.AF_UNIX:
         copy.close()
-        raise fail(errno.EAFNOSUPPORT if copy.family in (socket.AF_INET, socket.AF_INET6) else errno.EINVAL)
+        inet = copy.family in (socket.AF_INET, socket.AF_INET6)
+        raise fail(errno.EAFNOSUPPORT if inet else errno.EINVAL)
     return copy
 
 
