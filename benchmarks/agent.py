@@ -1,7 +1,8 @@
 """What calls and real work cost natively, in a VM with agent and in one with notification only.
 
 Runs are interleaved; the table shows medians and their ratio to native. A mount is active, and
-nothing that is measured concerns it. `python benchmarks/agent.py [--rounds N] [--json] [--no-work]`.
+nothing that is measured concerns it.
+`python benchmarks/agent.py [--rounds N] [--json] [--no-work]`.
 """
 
 from __future__ import annotations
@@ -98,8 +99,7 @@ def report(times: dict[str, dict[str, list[float]]], as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     print(
-        f"{'what':14} {'native ns':>12} {'agent':>12} {'notify':>12} "
-        f"{'agent x':>8} {'notify x':>9}"
+        f"{'what':14} {'native ns':>12} {'agent':>12} {'notify':>12} {'agent x':>8} {'notify x':>9}"
     )
     for row in rows:
         print(

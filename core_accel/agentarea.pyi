@@ -15,7 +15,11 @@ Kind = tuple[str, int, Sequence[int], Sequence[int], int, int]
 class Area:
     directory: bytes
     def __init__(
-        self, directory: bytes, shadow: bytes, cache: bytes, kinds: Mapping[int, Kind],
+        self,
+        directory: bytes,
+        shadow: bytes,
+        cache: bytes,
+        kinds: Mapping[int, Kind],
         mode: int = 0o600,
     ) -> None: ...
     def set_view(self, points: Iterable[tuple[bytes, int]], names: Iterable[bytes]) -> None: ...
@@ -24,8 +28,16 @@ class Area:
     def forget(self) -> None: ...
     def cwd_moved(self) -> None: ...
     def add_text(
-        self, key: tuple[int, int, int, int, int, int], length: int, vaddr: int, stub: int,
-        stubs: bytes, copy_size: int, name: bytes, id_offset: int = 0, build_id: bytes = b"",
+        self,
+        key: tuple[int, int, int, int, int, int],
+        length: int,
+        vaddr: int,
+        stub: int,
+        stubs: bytes,
+        copy_size: int,
+        name: bytes,
+        id_offset: int = 0,
+        build_id: bytes = b"",
     ) -> bool: ...
     def put(
         self, owner: int, program: bytes, name: bytes, front: Sequence[bytes]

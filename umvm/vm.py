@@ -179,9 +179,7 @@ class VirtualMachine:
 
     # --- mounts ----------------------------------------------------------------------------------
 
-    def mount(
-        self, fstype: str, source: str, target: bytes, options: dict[str, str]
-    ) -> Mount:
+    def mount(self, fstype: str, source: str, target: bytes, options: dict[str, str]) -> Mount:
         """Mount a file system by its type. NotFound: unknown type; OSError: refused."""
         module, factory = self.manager.filesystem(fstype)
         own = {key: value for key, value in options.items() if key not in GENERIC}

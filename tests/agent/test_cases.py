@@ -13,7 +13,6 @@ import pytest
 from agent_fixtures import InAgent, entries
 from harness import Runner
 
-
 NAMES = [
     "storm",
     "interrupted",

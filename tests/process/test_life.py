@@ -35,9 +35,7 @@ def test_missing_and_unusable_programs(umvm_run: Callable[..., Result], tmp_path
 
 
 def test_input_output_and_environment(umvm_run: Callable[..., Result]) -> None:
-    result = umvm_run(
-        'cat; echo "$GREETING" >&2', input="through\n", env={"GREETING": "hello"}
-    )
+    result = umvm_run('cat; echo "$GREETING" >&2', input="through\n", env={"GREETING": "hello"})
     assert (result.stdout, result.stderr, result.status) == ("through\n", "hello\n", 0)
 
 
@@ -177,15 +175,11 @@ print(sorted(os.path.getsize(f) for f in os.listdir(".")), flush=True)
 threading.Thread(target=lambda: os.execv("/bin/echo", ["echo", "from a thread"])).start()
 threading.Event().wait(10)
 """
-    result = umvm_run(
-        [sys.executable, "-c", body, str(tmp_path)], mounts=[MEMORY.format(tmp_path)]
-    )
+    result = umvm_run([sys.executable, "-c", body, str(tmp_path)], mounts=[MEMORY.format(tmp_path)])
     assert result.stdout == f"{[50] * 8}\nfrom a thread\n", result
 
 
-def test_vfork_with_a_directory_of_its_own(
-    umvm_run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_vfork_with_a_directory_of_its_own(umvm_run: Callable[..., Result], tmp_path: Path) -> None:
     body = """
 import os, subprocess, sys
 os.chdir(sys.argv[1]); os.mkdir("inner")
@@ -195,9 +189,7 @@ for _ in range(20):
     assert os.getcwd() == sys.argv[1]
 print("ok")
 """
-    result = umvm_run(
-        [sys.executable, "-c", body, str(tmp_path)], mounts=[MEMORY.format(tmp_path)]
-    )
+    result = umvm_run([sys.executable, "-c", body, str(tmp_path)], mounts=[MEMORY.format(tmp_path)])
     assert result.stdout == "ok\n", result
 
 

@@ -29,9 +29,7 @@ def inside(
     options = ["--log", str(runner.log)]
     if request.param == "memory":
         options += ["--mount", f"memory:none:{tmp_path}", "-C", str(tmp_path)]
-    child = shell(
-        [*UMVM, "run", *options, "--", "bash", "--norc", "--noprofile", "-i"], runner
-    )
+    child = shell([*UMVM, "run", *options, "--", "bash", "--norc", "--noprofile", "-i"], runner)
     child.expect_exact(PROMPT)
     yield child
     child.close(force=True)

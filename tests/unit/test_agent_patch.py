@@ -40,7 +40,15 @@ FUNCTIONS = "plain known jumped relative cancellable keeps_r11 returns".split()
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("elf")
     (place / "p.s").write_text(CODE)
-    command = ["cc", "-nostdlib", "-static", "-Wl,--build-id=sha1", "-o", place / "p", place / "p.s"]
+    command = [
+        "cc",
+        "-nostdlib",
+        "-static",
+        "-Wl,--build-id=sha1",
+        "-o",
+        place / "p",
+        place / "p.s",
+    ]
     subprocess.run(command, check=True, timeout=60)
     return place / "p"
 
@@ -57,7 +65,9 @@ def test_sites(program: Path) -> None:
     found = {site.start: site for site in sites.find(elf, segment)}
 
     def owner(address: int) -> str:
-        return max((at, name) for name, at in names.items() if at <= address and name in FUNCTIONS)[1]
+        return max((at, name) for name, at in names.items() if at <= address and name in FUNCTIONS)[
+            1
+        ]
 
     assert {owner(start) for start in found} == {"plain", "known", "returns"}
     by_name = {owner(site.start): site for site in found.values()}
@@ -75,7 +85,9 @@ def test_copies(program: Path) -> None:
     text, code = stubs.build(segment, found, at, agentarea.ENTRY, agentarea.BASES)
     assert len(text) == segment.length and len(code) % 4096 == 0
     changed = {i for i in range(len(text)) if text[i] != segment.data[i]}
-    inside = {i for site in found for i in range(site.start - segment.vaddr, site.end - segment.vaddr)}
+    inside = {
+        i for site in found for i in range(site.start - segment.vaddr, site.end - segment.vaddr)
+    }
     assert changed and changed <= inside
     for index, site in enumerate(found):
         jump = text[site.start - segment.vaddr :][:7]

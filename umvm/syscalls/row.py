@@ -15,9 +15,7 @@ NAMESPACES = "namespaces"
 """Trapped only if the flags (1st argument) have CLONE_NEWNS or CLONE_NEWUSER."""
 CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES))
 
-ARG_KINDS = frozenset(
-    "fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split()
-)
+ARG_KINDS = frozenset("fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split())
 """Argument kinds: `addr` is an address in the guest's memory, `sock` points to a socket address."""
 
 

@@ -70,13 +70,24 @@ SYSTEM: tuple[Row, ...] = (
     free(175, "init_module", "ptr size str", "system", _PRIVILEGE),
     free(176, "delete_module", "str flags", "system", _PRIVILEGE),
     free(246, "kexec_load", "int int ptr flags", "system", _PRIVILEGE),
-    free(298, "perf_event_open", "ptr pid int fd flags", "system",
-         "a probe on a path needs privilege; the rest counts the guest's own events"),
+    free(
+        298,
+        "perf_event_open",
+        "ptr pid int fd flags",
+        "system",
+        "a probe on a path needs privilege; the rest counts the guest's own events",
+    ),
     free(313, "finit_module", "fd str flags", "system", _PRIVILEGE),
     free(318, "getrandom", "ptr size flags", "system"),
     free(320, "kexec_file_load", "fd fd size str flags", "system", _PRIVILEGE),
-    deny(321, "bpf", "int ptr size", "system", EPERM,
-         "can open and pin objects by path; natively EPERM without privilege"),
+    deny(
+        321,
+        "bpf",
+        "int ptr size",
+        "system",
+        EPERM,
+        "can open and pin objects by path; natively EPERM without privilege",
+    ),
 )
 
 _OLD = (
