@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import final
+from typing import Self, final
 
 AGENT_BASE: int
 AGENT_MASK: int
@@ -9,19 +9,19 @@ ENTRY: int
 BASES: int
 FLOWS: list[str]
 
-Kind = tuple[str, int, Sequence[int], Sequence[int], int, int]
+_Kind = tuple[str, int, Sequence[int], Sequence[int], int, int]
 
 @final
 class Area:
     directory: bytes
-    def __init__(
-        self,
+    def __new__(
+        cls,
         directory: bytes,
         shadow: bytes,
         cache: bytes,
-        kinds: Mapping[int, Kind],
+        kinds: Mapping[int, _Kind],
         mode: int = 0o600,
-    ) -> None: ...
+    ) -> Self: ...
     def set_view(self, points: Iterable[tuple[bytes, int]], names: Iterable[bytes]) -> None: ...
     def set_descriptors(self, count: int, active: bool) -> None: ...
     def set_hooks(self, numbers: Iterable[int]) -> None: ...

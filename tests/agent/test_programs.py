@@ -11,7 +11,9 @@ import pytest
 from agent_fixtures import InAgent
 from harness import Runner
 
-C = '#include <stdio.h>\nint main(int c, char **v) { printf("%d %s\\n", c, c ? v[0] : "none"); return 7; }\n'
+C = """#include <stdio.h>
+int main(int c, char **v) { printf("%d %s\\n", c, c ? v[0] : "none"); return 7; }
+"""
 GO = """package main
 import ("fmt"; "os"; "os/exec")
 func main() {
@@ -110,7 +112,7 @@ test_go = pytest.mark.timeout(150)(test_go)
         'perl -e \'print -s "/etc/passwd", "\\n"; print `echo sub`\'',
         'node -e \'console.log(require("fs").existsSync("/etc/passwd"))\'',
         "java -version 2>&1 | head -1",
-        'python3 -c \'import subprocess as s; print(s.run(["pwd"], cwd="/usr", capture_output=True).stdout)\'',
+        'python3 -c \'import subprocess as s; print(s.check_output(["pwd"], cwd="/usr"))\'',
         "make --version | head -1",
         "git --version; git init -q r && cd r && git status",
     ],
@@ -198,7 +200,8 @@ def test_links_into_a_mount_are_seen_at_once(in_agent: InAgent, tmp_path: Path) 
 
     env = {"M": str(point), "H": str(host)}
     expected = [
-        "host", "host", "host", "mount", "mount", "host", "No such file or directory", "host", "mount",
+        "host", "host", "host", "mount", "mount", "host", "No such file or directory", "host",
+        "mount",
         "host", "mount", "5",
     ]  # fmt: skip
     result = in_agent(body, mounts=(f"memory:none:{point}",), env=env)

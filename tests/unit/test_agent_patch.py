@@ -40,15 +40,8 @@ FUNCTIONS = "plain known jumped relative cancellable keeps_r11 returns".split()
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("elf")
     (place / "p.s").write_text(CODE)
-    command = [
-        "cc",
-        "-nostdlib",
-        "-static",
-        "-Wl,--build-id=sha1",
-        "-o",
-        place / "p",
-        place / "p.s",
-    ]
+    flags = ["-nostdlib", "-static", "-Wl,--build-id=sha1"]
+    command = ["cc", *flags, "-o", str(place / "p"), str(place / "p.s")]
     subprocess.run(command, check=True, timeout=60)
     return place / "p"
 

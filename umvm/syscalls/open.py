@@ -114,7 +114,17 @@ def _create(vm: VirtualMachine, req: Request, where: Where, how: How) -> Reply:
     mode = stat.S_IFREG | create_mode(directory, caller, how.mode)
     with mount.lock:
         fh = mount.fs.create(inside, mode, how.flags & ~_NOT_FOR_FS)
-    return install(vm, mount, inside, fh, how.flags, mount.fs.getattr(inside, fh))
+    _, fd = vm.files.create(mount, inside, mount.fs.getattr(inside, fh), fh, how.flags)
+    try:
+        return Reply.value(req.addfd(fd, bool(how.flags & os.O_CLOEXEC)))
+    except OSError as error:
+        if error.errno == errno.EMFILE:  # the kernel finds that before it makes a file
+            with mount.lock:
+                mount.fs.unlink(inside)
+                vm.files.removed(mount, inside)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) -> Reply | None:
