@@ -47,7 +47,7 @@ def compare(runner: Runner, in_agent: InAgent, text: str, tmp_path: Path) -> Non
     place = tmp_path / "place"
     place.mkdir()
     body = f"cd {place} || exit; exec 2>&1; {text}"
-    native = runner.run(["/bin/bash", "-c", body])
+    native = runner.run(["/bin/bash", "-c", body + "\n:"])
     for _ in range(2):
         assert in_agent(["/bin/bash", "-c", body + "\nsleep 0.6"]).stdout == native.stdout
 

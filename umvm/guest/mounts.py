@@ -72,7 +72,6 @@ class Mount:
     expiring: bool = False
     direct: bool = False
     """Its names lead to its own files: it isn't hidden, and no other mount is in it."""
-    inodes: dict[bytes, int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _directories: dict[bytes, tuple[float, Attr]] = field(default_factory=dict, repr=False)
 
