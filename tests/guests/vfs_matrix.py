@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 
 sys.path.insert(0, os.path.dirname(__file__))
-from vfs_calls import become, call, open_up  # noqa: E402
+from vfs_calls import become, call, open_up
 
 AT_FDCWD, NOFOLLOW, EMPTY_PATH, FOLLOW, REMOVEDIR = -100, 0x100, 0x1000, 0x400, 0x200
 NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
