@@ -46,7 +46,7 @@ def test_only_what_is_answered(umvm_run: Run, tmp_path: Path) -> None:
     text = traced(umvm_run, tmp_path, body, "claimed", mounts=["memory:none:/mnt"])
     lines = text.splitlines()
     assert any(re.fullmatch(r'openat\(AT_FDCWD, "/mnt/a", O_RDWR\|O_CREAT\|O_CLOEXEC, 0640\) '
-                            r"= \? \(descriptor\)", line) for line in lines)  # fmt: skip
+                            r"= \d+", line) for line in lines)  # fmt: skip
     assert any(re.fullmatch(r"write\(\d+, 0x[0-9a-f]+, 5\) = 5", line) for line in lines)
     assert 'mkdir("/mnt/d", 0700) = 0' in lines
     assert any(
@@ -135,7 +135,9 @@ def test_the_hosts_name_by_default(umvm_run: Run) -> None:
         import ctypes
 
         data = ctypes.create_string_buffer(390)
-        return ctypes.CDLL(None).uname(data), data.raw
+        result = ctypes.CDLL(None).uname(data)
+        fields = [data.raw[at : at + 65] for at in range(0, 390, 65)]
+        return result, [field.split(b"\0")[0] for field in fields]
 
     assert umvm_run(body, modules=["hostname"]).ok() == f"result {body()!r}\n"
 
