@@ -9,6 +9,7 @@
 #include "kernel.h"
 #include "pathwalk.h"
 #include <linux/fs.h>
+#include <linux/loop.h>
 
 struct umvm_call_kind {
     uint8_t always; /* 1: always ours · 2: ours while anything is served */
@@ -212,6 +213,13 @@ static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int di
     return claimed || (t && w.served);
 }
 
+/* ioctl commands whose third argument names another descriptor, that of a file to read. */
+static int umvm_names_another(uint32_t command)
+{
+    return command == FICLONE || command == FICLONERANGE || command == LOOP_SET_FD || command == LOOP_CHANGE_FD ||
+           command == 0x4C0A; /* LOOP_CONFIGURE, Linux 5.8 */
+}
+
 /* 1: the interpreter decides; 0: the kernel runs the call. */
 static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, const struct seccomp_notif *q)
 {
@@ -222,8 +230,8 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 0;
     if (k->always == 2)
         return 1;
-    if (q->data.nr == SYS_ioctl && ((uint32_t)a[1] == FICLONE || (uint32_t)a[1] == FICLONERANGE))
-        return 1; /* the other descriptor is in the third argument */
+    if (q->data.nr == SYS_ioctl && umvm_names_another((uint32_t)a[1]))
+        return 1;
     if (k->fd >= 0 && r->descriptors && umvm_route_fd(r, q->pid, (int)a[(int)k->fd]))
         return 1;
     for (int i = 0; i < 2; i++)

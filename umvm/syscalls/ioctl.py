@@ -27,6 +27,9 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_GETVERSION, FS_IOC_SETVERSION = (
 SIZES = dict.fromkeys((FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_GETVERSION, FS_IOC_SETVERSION), 4)
 """Commands whose number says `long`, though an int is copied (ioctl_iflags(2))."""
 CLONES = frozenset((FICLONE, FICLONERANGE))
+LOOP_CONFIGURE = 0x4C0A
+LOOPS = frozenset((0x4C00, 0x4C06, LOOP_CONFIGURE))
+"""LOOP_SET_FD, LOOP_CHANGE_FD and LOOP_CONFIGURE (loop(4)): the kernel would read a placeholder."""
 _TERMINAL = 0x54
 _IN, _OUT = 1, 2  # _IOC_WRITE, _IOC_READ
 
@@ -39,6 +42,8 @@ def sys_ioctl(vm: VirtualMachine, req: Request) -> Reply | None:
     if file is None:
         if command in CLONES and vm.files.of(req.tid, _source(req, command, arg)) is not None:
             raise fail(errno.EXDEV)
+        if command in LOOPS and vm.files.of(req.tid, _source(req, command, arg)) is not None:
+            raise fail(errno.EINVAL)
         return None
     if file.flags & os.O_PATH:
         raise fail(errno.EBADF)
@@ -124,10 +129,12 @@ def _clone(vm: VirtualMachine, req: Request, file: OpenFile) -> Reply:
 
 
 def _source(req: Request, command: int, arg: int) -> int:
-    """The descriptor that FICLONE has as argument, FICLONERANGE in a structure."""
-    if command == FICLONE:
-        return signed(arg)
-    return int(struct.unpack("<q", req.read(arg, 8))[0])
+    """The descriptor that FICLONE and LOOP_* have as argument; in a structure for two of them."""
+    if command == FICLONERANGE:
+        return int(struct.unpack("<q", req.read(arg, 8))[0])
+    if command == LOOP_CONFIGURE:
+        return int(struct.unpack("<i", req.read(arg, 4))[0])
+    return signed(arg)
 
 
 _KNOWN: dict[int, Callable[[VirtualMachine, Request, OpenFile], Reply | None]] = {

@@ -55,7 +55,12 @@ def _pack(path: bytes) -> bytes:
 
 def _unix(req: Request, fd: int) -> socket.socket:
     """A copy of a guest's AF_UNIX socket. OSError(EBADF | ENOTSOCK | EAFNOSUPPORT)."""
-    copy = socket.socket(fileno=req.getfd(fd))
+    number = req.getfd(fd)
+    try:
+        copy = socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        raise
     if copy.family != socket.AF_UNIX:
         copy.close()
         inet = copy.family in (socket.AF_INET, socket.AF_INET6)
@@ -75,12 +80,12 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
             return None
         address = _pack(where.path)
         return req.rewrite({1: address, 2: len(address)})
-    if not where.missing:
-        raise fail(errno.EADDRINUSE)
     mount, inside = where.mount, where.inside
     with _unix(req, signed(req.args[0])) as copy:
         if copy.getsockname():
             raise fail(errno.EINVAL)
+        if not where.missing:
+            raise fail(errno.EADDRINUSE)
         caller = enter(vm, req)
         check_change(mount, inside, caller, False)
         mount.fs.mknod(inside, stat.S_IFSOCK | 0o777 & ~caller.umask, 0)
@@ -166,12 +171,10 @@ def sys_sendmmsg(vm: VirtualMachine, req: Request) -> Reply | None:
 
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
     try:
-        copy = socket.socket(fileno=req.getfd(signed(req.args[0])))
+        copy = _unix(req, signed(req.args[0]))
     except OSError:
         return None
     with copy:
-        if copy.family != socket.AF_UNIX:
-            return None
         try:
             name = copy.getpeername() if peer else copy.getsockname()
         except OSError:
