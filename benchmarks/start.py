@@ -19,7 +19,7 @@ UMVM = [sys.executable, "-m", "umvm"]
 def seconds(command: list[str]) -> float:
     """The time that a command takes."""
     begin = time.perf_counter()
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # a timeout would poll
     return time.perf_counter() - begin
 
 

@@ -1,9 +1,9 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """Receives notifications on worker threads; passes unclaimed calls through without the GIL."""
+import _thread
 import logging
 import os
 import select
-import threading
 
 cimport cython
 from libc.errno cimport EIO
@@ -83,7 +83,7 @@ cdef class Engine:
         self.restarts = _Restarts()
         self.idle = {}
         self.holders = {}
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self.workers = 0
         self.run = _Reply.run()
         self.set_view([(b"/", 0)])
@@ -94,9 +94,7 @@ cdef class Engine:
         with self.lock:
             self.idle[fd] = 0
             self.holders[fd] = 1
-        threading.Thread(
-            target=self._hang_up, args=(fd,), daemon=True, name="umvm-listener"
-        ).start()
+        _thread.start_new_thread(self._hang_up, (fd,))
         for _ in range(workers):
             self._start(fd)
 
@@ -105,7 +103,7 @@ cdef class Engine:
             self.workers += 1
             self.holders[fd] += 1
             self.idle[fd] += 1
-        threading.Thread(target=self._work, args=(fd,), daemon=True, name="umvm-worker").start()
+        _thread.start_new_thread(self._work, (fd,))  # without waiting until it runs
 
     def set_view(self, points):
         """The mount points ``[(path, id)]``; ids from 2 up are served. OSError(ENOSPC)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,19 @@ PROGRAM = "umvm"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and exit with its status: never returns."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(invoke(arguments))
+    status = invoke(arguments)
+    if arguments[:1] == ["run"]:
+        os._exit(_flushed(status))  # nothing is left to be undone, and threads still wait
+    sys.exit(status)
+
+
+def _flushed(status: int) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # said already, or nobody is there to be told
+    return status
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -14,7 +14,6 @@ from umvm.interfaces.identity import Identity
 from umvm.syscalls import identity, owners, table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
-from umvm.syscalls.families import HANDLERS
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -36,9 +35,7 @@ class Calls:
         self._seen: Callable[[int], None] | None = None
         self._hooks: dict[int, list[Hook]] = {}
         self._logged: set[tuple[object, ...]] = set()
-        self._handlers: list[Any] = [None] * (max(row.nr for row in table.ROWS) + 1)
-        for call, handler in HANDLERS.items():
-            self._handlers[table.nr(call)] = handler
+        self._handlers: list[Any] = []
 
     def commit(
         self,
@@ -79,9 +76,19 @@ class Calls:
             self._seen(req.tid)
         hooks = self._hooks.get(req.nr)
         if hooks is None:
-            handler = self._handlers[req.nr]
+            handler = (self._handlers or self._load())[req.nr]
             return None if handler is None else handler(self._vm, req)
         return self._ask(req, hooks)
+
+    def _load(self) -> list[Any]:
+        """The families' functions by number; imported when the first call is claimed."""
+        from umvm.syscalls.families import HANDLERS
+
+        handlers: list[Any] = [None] * (max(row.nr for row in table.ROWS) + 1)
+        for call, handler in HANDLERS.items():
+            handlers[table.nr(call)] = handler
+        self._handlers = handlers
+        return handlers
 
     def pass_on(self, req: Request, hook: Hook) -> Reply | None:
         """What those who come after a hook answer, for a hook that wants to know."""
@@ -103,7 +110,7 @@ class Calls:
                 self._fault(req, hook, error)
                 return _FAILED
             return reply
-        handler = self._handlers[req.nr]
+        handler = (self._handlers or self._load())[req.nr]
         return None if handler is None else handler(self._vm, req)
 
     def _exec(self, req: Request) -> None:

@@ -19,7 +19,7 @@ from umvm.guest.nodes import Key, Node
 from umvm.guest.openfile import DeadFileSystem, DirRef, OpenFile
 from umvm.guest.opennames import OpenNames
 from umvm.guest.releases import Releases
-from umvm.guest.watch import IN_Q_OVERFLOW, CloseWatch
+from umvm.guest.watch import IN_Q_OVERFLOW
 from umvm.interfaces.filesystem import Attr, FileSystem
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Files(OpenNames):
         self.open: dict[int, OpenFile] = {}
         self._shared: set[Node] = set()
         self._releases = Releases(released)
-        self._watch = CloseWatch()
+        self._watch = shadow.watch
         self._drain = threading.Lock()
         for kind in (b"o", b"d"):
             self._watch.add(self._prefix + kind)

@@ -78,8 +78,9 @@ class Shadow:
             except OSError as error:
                 reasons.append(f"{os.fsdecode(directory)}: {error.strerror}")
                 continue
+            self.watch = CloseWatch()  # one for all: to give one back takes the kernel milliseconds
             try:
-                _probe(self.path)
+                _probe(self.path, self.watch)
                 return
             except OSError as error:
                 reasons.append(f"{os.fsdecode(directory)}: {error.strerror}")
@@ -93,6 +94,7 @@ class Shadow:
     def close(self) -> None:
         """Remove the directory with all it holds. Idempotent."""
         if self._lock >= 0:
+            self.watch.close()
             remove(self.path)
             os.close(self._lock)
             self._lock = -1
@@ -165,26 +167,22 @@ def _same(path: bytes, known: os.stat_result) -> bool:
         return False
 
 
-def _probe(path: bytes) -> None:
+def _probe(path: bytes, watch: CloseWatch) -> None:
     """Check that hard links, executable mappings and the event of the last close work here."""
-    watch = CloseWatch()
+    watch.add(path + b"/o")
+    kept, link = path + b"/s/0", path + b"/o/0"
+    with open(kept, "wb", buffering=0) as file:
+        file.truncate(mmap.PAGESIZE)
+    os.link(kept, link)
+    fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+    os.unlink(link)
+    os.unlink(kept)
     try:
-        watch.add(path + b"/o")
-        kept, link = path + b"/s/0", path + b"/o/0"
-        with open(kept, "wb", buffering=0) as file:
-            file.truncate(mmap.PAGESIZE)
-        os.link(kept, link)
-        fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
-        os.unlink(link)
-        os.unlink(kept)
-        try:
-            mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
-        finally:
-            os.close(fd)
-        if [event.name for event in watch.read()] != [b"0"]:
-            raise OSError(errno.ENOTSUP, "no event tells of the last close")
+        mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
     finally:
-        watch.close()
+        os.close(fd)
+    if [event.name for event in watch.read()] != [b"0"]:
+        raise OSError(errno.ENOTSUP, "no event tells of the last close")
 
 
 def remove(path: bytes) -> None:
