@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 Job = Callable[[], None]
 THREADS = 4
 """For each mount at most; they end when there is nothing to do."""
+ENOUGH = 16
+"""Jobs that may wait for each thread before there is another one: quick ones need just one."""
 
 
 class Releases:
@@ -31,9 +33,11 @@ class Releases:
     def submit(self, mount: Mount, job: Job) -> None:
         """Run `job` soon, on another thread."""
         with self._changed:
-            self._jobs.setdefault(mount, deque()).append(job)
-            if self._busy.get(mount, 0) < THREADS:
-                self._busy[mount] = self._busy.get(mount, 0) + 1
+            jobs = self._jobs.setdefault(mount, deque())
+            jobs.append(job)
+            busy = self._busy.get(mount, 0)
+            if busy < THREADS and len(jobs) > ENOUGH * busy:
+                self._busy[mount] = busy + 1
                 threading.Thread(
                     target=self._work, args=(mount,), daemon=True, name="umvm-release"
                 ).start()
