@@ -22,6 +22,7 @@ from harness import (
     make_runtime,
     open_descriptors,
 )
+from same import Same
 from vfs_oracle import Oracle
 
 pytest_plugins = ["agent_fixtures"]
@@ -130,3 +131,17 @@ def same_on_tmpfs(runner: Runner) -> Oracle:
 def guest_binary(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     """`guest_binary("name", static=False, musl=False)`: tests/guests/name.c, compiled."""
     return Compiler(tmp_path_factory.mktemp("guests"))
+
+
+@pytest.fixture
+def same(assert_same: Callable[..., Result]) -> Same:
+    """One script of programs, on the host and in a VM: see `Same`."""
+
+    def run(script: str, *tools: str, shell: str = "bash") -> str:
+        missing = [tool for tool in tools if shutil.which(tool) is None]
+        if missing:
+            pytest.skip(f"not installed: {' '.join(missing)}")
+        argv = [shell, "-c", f"exec 2>&1\n{script}\n"]
+        return assert_same(argv, timeout=28).ok()
+
+    return run
