@@ -34,6 +34,8 @@ class Image(NamedTuple):
     path: bytes
     version: tuple[int, int, int, int]
     file: bytes
+    interpreter: tuple[bytes, bytes | None] | None = None
+    """The ELF interpreter that the program names, and what the copy names instead."""
     deleted: bool = False
     directory: bool = False
 
@@ -56,26 +58,37 @@ class Images:
         `interpreter(path)`: where a copy of an ELF interpreter that is served itself lies, or None.
         """
         version = (attr.ino, attr.size, attr.mtime_ns, attr.ctime_ns)
+        key = (mount.ident, path)
         with self._lock:
-            known = self._known.pop((mount.ident, path), None)
-            if known is not None and known.version == version:
-                self._known[mount.ident, path] = known
-                return known.file
+            known = self._known.pop(key, None)
             if known is not None:
-                self._drop(known)
+                self._known[key] = known  # the last to be dropped
+        if known is not None and known.version == version:
+            name, used = known.interpreter or (b"", None)
+            if not name or interpreter(name) == used:
+                return known.file
+        with self._lock:
+            if known is not None and self._known.get(key) is known:
+                self._drop(self._known.pop(key))
             while len(self._known) >= KEPT:
                 self._drop(self._known.pop(next(iter(self._known))))
         ident = b"%d" % next(self._ids)
         file = os.path.join(self._base, ident, os.path.basename(path) or b"program")
         os.mkdir(os.path.dirname(file), 0o711)
+        asked: list[tuple[bytes, bytes | None]] = []
+
+        def place(name: bytes) -> bytes | None:
+            asked.append((name, interpreter(name)))
+            return asked[0][1]
+
         try:
-            _copy(mount, path, file, attr, interpreter)
+            _copy(mount, path, file, attr, place)
         except OSError:
             shutil.rmtree(os.path.dirname(file), ignore_errors=True)
             raise
-        image = Image(mount, path, version, file)
+        image = Image(mount, path, version, file, asked[0] if asked else None)
         with self._lock:
-            self._known[mount.ident, path] = image
+            self._known[key] = image
             self._by_id[ident] = image
             if len(self._by_id) > REMEMBERED:
                 del self._by_id[next(iter(self._by_id))]
