@@ -2,7 +2,6 @@
 """One notified call: guest memory and descriptors, and the verdict on it."""
 import logging
 import os
-import time
 
 cimport cython
 from libc.errno cimport EFAULT, ENOENT, EPERM
@@ -16,12 +15,12 @@ cdef extern from "rewrite.h":
         const void *text
         size_t size
         uint64_t address
-    struct umvm_held:
-        int count
+    struct umvm_hand:
+        int tid
     int umvm_rewrite_begin(int listener, uint64_t id, int tid, int nr, umvm_change *changes,
                            int count, void (*fix)(umvm_change *, int), uint64_t *args,
-                           umvm_held *held, int *stopped) nogil
-    void umvm_rewrite_end(int tid, const umvm_held *held) nogil
+                           umvm_hand *hand, int *stopped) nogil
+    void umvm_rewrite_end(umvm_hand *hand) nogil
     int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run) nogil
     int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int at) nogil
     int umvm_alive(int listener, uint64_t id) nogil
@@ -31,9 +30,6 @@ cdef extern from "rewrite.h":
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
 
 log = logging.getLogger(__name__)
-
-_READ_BY = 0.005
-"""Seconds after which a call that goes on has surely read its path."""
 
 cdef enum:
     RUN = 0
@@ -186,12 +182,12 @@ cdef class Request:
 
         ``changes``: index 0 to 5 an argument, 6 the call's number → an int, or bytes that are put
         in guest memory with a NUL. A tuple (bytes, [offset, …]) is put there without NUL, and the
-        64-bit words at the offsets, which count from its start, become addresses. A thread that a
-        debugger traces gets bytes over its own string, and nothing else: OSError(EPERM).
+        64-bit words at the offsets, which count from its start, become addresses. OSError(EPERM):
+        nothing was done, as a debugger has the thread and can't be made to do it for us.
         """
         cdef umvm_change c[8]
         cdef uint64_t args[6]
-        cdef umvm_held held
+        cdef umvm_hand hand
         cdef int n = 0, r, stopped, nr = self.nr
         keep = []
         for index, new in changes.items():
@@ -213,40 +209,16 @@ cdef class Request:
             n += 1
         with nogil:
             r = umvm_rewrite_begin(self.listener, self.id, self.tid, self.nr, c, n, _fix, args,
-                                   &held, &stopped)
+                                   &hand, &stopped)
         if r == -EPERM and not stopped:
-            return self._overwrite(changes)
+            raise OSError(EPERM, "a debugger traces the thread")
         if stopped:
             texts = tuple([(c[i].address, (<const char *>c[i].text)[:c[i].size])
                            for i in range(n) if c[i].text is not NULL])
             self.restarts.add(self.tid, (nr if r == 0 else self.nr, (args[0], args[1], args[2],
                               args[3], args[4], args[5]), -r, texts))
             with nogil:
-                umvm_rewrite_end(self.tid, &held)
-        return _DONE
-
-    def _overwrite(self, changes):
-        """For a traced thread: put the bytes where the old string is, and put that back later."""
-        saved = []
-        if any(not isinstance(new, bytes) for new in changes.values()):
-            raise OSError(EPERM, "the thread is being traced")
-        for index, new in changes.items():
-            at = self.args[index]
-            saved.append((at, self.read(at, len(new) + 1)))
-            _poke(self.tid, at, new + b"\0")
-        before = _exe(self.tid)
-        send(self, _RUN)
-        until = time.monotonic() + _READ_BY
-        while time.monotonic() < until:  # the kernel copies the string as the first thing it does
-            os.sched_yield()  # the guest woke up on this CPU
-            if _state(self.tid) in (b"t", b""):
-                break  # at the debugger's stop after the call, or gone
-        if _exe(self.tid) == before:
-            for at, old in saved:
-                try:
-                    _poke(self.tid, at, old)
-                except OSError:
-                    log.debug("can't restore memory of %d", self.tid)
+                umvm_rewrite_end(&hand)
         return _DONE
 
     def answer(self, Reply reply not None):
@@ -278,31 +250,6 @@ cdef void _fix(umvm_change *c, int n) noexcept with gil:
             block = <_Relocated><void *><size_t>c[i].value
             for offset in block.offsets:
                 (<uint64_t *>(block.data + <size_t>offset))[0] += c[i].address
-
-
-def _poke(tid, at, data):
-    """Write guest memory, read-only pages included (ptrace access is checked by the kernel)."""
-    fd = os.open(f"/proc/{tid}/mem", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.pwrite(fd, data, at)
-    finally:
-        os.close(fd)
-
-
-def _state(tid):
-    """The letter of proc_pid_stat(5): "t" is a stop for the tracer; empty: the thread is gone."""
-    try:
-        with open(f"/proc/{tid}/stat", "rb", buffering=0) as f:
-            return f.read(512).rpartition(b") ")[2][:1]
-    except OSError:
-        return b""
-
-
-def _exe(tid):
-    try:
-        return os.readlink(f"/proc/{tid}/exe")
-    except OSError:
-        return None
 
 
 @cython.final

@@ -5,7 +5,7 @@
    arrives as a fresh notification, which the engine lets through. Source: ptrace(2), seccomp_unotify(2). */
 #ifndef UMVM_REWRITE_H
 #define UMVM_REWRITE_H
-#include "kernel.h"
+#include "hand.h"
 
 enum { UMVM_STACK_MAX = 512 }; /* more than this is not put below a guest's stack: goroutine stacks are small */
 
@@ -17,41 +17,27 @@ struct umvm_change {
     uint64_t address;    /* out: where they were put */
 };
 
-static int umvm_wait_stop(int tid)
+/* Lets the stopped thread make one call of ours; its result or a negative errno. */
+static long umvm_inject(struct umvm_hand *h, const struct user_regs_struct *at, long nr, const uint64_t a[6])
 {
-    int status;
-    while (waitpid(tid, &status, __WALL) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return WIFSTOPPED(status) ? status : -ESRCH;
-}
-
-struct umvm_held { int count, signal[8]; }; /* signals that arrived while we worked; delivered afterwards */
-
-/* Lets the stopped thread run one call of ours at its own syscall instruction; its result or a negative errno. */
-static long umvm_inject(int tid, const struct user_regs_struct *at, struct umvm_held *held, long nr, uint64_t a, uint64_t b,
-                        uint64_t c, uint64_t d, uint64_t e, uint64_t f)
-{
+    if (!h->debugger)
+        return umvm_call(h->tid, at, at->rip - 2, &h->held, nr, a);
     struct user_regs_struct u = *at;
     u.rip -= 2;
     u.rax = nr;
     u.orig_rax = -1;
-    u.rdi = a, u.rsi = b, u.rdx = c, u.r10 = d, u.r8 = e, u.r9 = f;
-    if (ptrace(PTRACE_SETREGS, tid, 0, &u) < 0)
-        return -errno;
-    for (int stops = 0; stops < 2;) { /* entry, exit */
-        if (ptrace(PTRACE_SYSCALL, tid, 0, 0) < 0)
-            return -errno;
-        int status = umvm_wait_stop(tid);
-        if (status < 0)
-            return status;
-        if (WSTOPSIG(status) == (SIGTRAP | 0x80))
+    u.rdi = a[0], u.rsi = a[1], u.rdx = a[2], u.r10 = a[3], u.r8 = a[4], u.r9 = a[5];
+    int r = umvm_request(h, PTRACE_SETREGS, &u);
+    for (int stops = 0; r >= 0 && stops < 2;) {
+        if ((r = umvm_request(h, PTRACE_SYSCALL, NULL)) < 0 || (r = umvm_wait_stop(h)) < 0)
+            break;
+        if (r == UMVM_SYSCALL_STOP || r == SIGTRAP) /* the debugger may not have asked for TRACESYSGOOD */
             stops++;
-        else if ((status >> 16) == 0 && held->count < 8)
-            held->signal[held->count++] = WSTOPSIG(status);
+        else if (r >> 8 == 0)
+            umvm_hold(&h->held, r);
     }
-    if (ptrace(PTRACE_GETREGS, tid, 0, &u) < 0)
-        return -errno;
+    if (r < 0 || (r = umvm_request(h, PTRACE_GETREGS, &u)) < 0)
+        return r;
     return (long)u.rax;
 }
 
@@ -69,8 +55,7 @@ static uint64_t *umvm_argument(struct user_regs_struct *u, int index)
 }
 
 /* Where the bytes go: below the stack's red zone, or in a mapping of their own. Returns 0 or a negative errno. */
-static int umvm_place(int tid, const struct user_regs_struct *u, struct umvm_held *held, struct umvm_change *changes,
-                      int count)
+static int umvm_place(struct umvm_hand *h, const struct user_regs_struct *u, struct umvm_change *changes, int count)
 {
     size_t total = 0;
     for (int i = 0; i < count; i++)
@@ -78,7 +63,8 @@ static int umvm_place(int tid, const struct user_regs_struct *u, struct umvm_hel
             total += (changes[i].size + 15) & ~15UL;
     uint64_t at = (u->rsp - 256 - total) & ~15UL;
     if (total > UMVM_STACK_MAX) {
-        long map = umvm_inject(tid, u, held, SYS_mmap, 0, total, 3, 0x22, (uint64_t)-1, 0);
+        const uint64_t anonymous[6] = {0, total, 3, 0x22, (uint64_t)-1, 0};
+        long map = umvm_inject(h, u, SYS_mmap, anonymous);
         if (map < 0 && map > -4096)
             return (int)map;
         at = map;
@@ -92,36 +78,106 @@ static int umvm_place(int tid, const struct user_regs_struct *u, struct umvm_hel
     return 0;
 }
 
-/* Stops the thread and answers its notification. Afterwards the call is repeated when umvm_rewrite_end lets it go.
-   fix(changes, count) may alter the texts once their addresses are known (an argv array of pointers).
-   `args` receives the six arguments of the repeated call. Returns 0; -EPERM if the thread is traced already (nothing
-   was done); any other error: the call will be repeated unchanged. *stopped tells if umvm_rewrite_end is due. */
-static int umvm_rewrite_begin(int listener, uint64_t id, int tid, int nr, struct umvm_change *changes, int count,
-                              void (*fix)(struct umvm_change *, int), uint64_t *args, struct umvm_held *held, int *stopped)
+/* Answers the notification so that the thread comes to a stop, and waits for that. */
+static int umvm_bring_to_stop(struct umvm_hand *h, int listener, uint64_t id)
 {
-    *stopped = 0;
-    held->count = 0;
-    if (ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) < 0)
-        return -errno;
     struct seccomp_notif_resp r;
     memset(&r, 0, sizeof r);
     r.id = id;
     r.error = -513; /* ERESTARTNOINTR */
-    if (ptrace(PTRACE_INTERRUPT, tid, 0, 0) < 0 || ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) < 0) {
-        int e = errno; /* the guest is dying */
-        ptrace(PTRACE_DETACH, tid, 0, 0);
-        return e == EPERM ? -ESRCH : -e;
+    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) < 0)
+        return errno == EPERM ? -ESRCH : -errno; /* the guest is dying */
+    for (;;) { /* any stop takes a pending PTRACE_INTERRUPT away, but not a signal */
+        int status = umvm_wait_stop(h);
+        if (status < 0 || (h->stop && status == h->stop))
+            return status;
+        if (h->debugger && (status == UMVM_SYSCALL_STOP || status == SIGTRAP))
+            h->stepped = 1; /* the call's end, which the debugger is not to see */
+        else if (status >> 8 == 0)
+            umvm_hold(&h->held, status);
+        if (!h->stop)
+            return status;
+        status = umvm_request(h, PTRACE_CONT, NULL);
+        if (status < 0)
+            return status;
     }
-    int status = umvm_wait_stop(tid), error;
-    if (status < 0)
-        return status;
-    *stopped = 1;
+}
+
+/* Attaches, by a debugger's hand if one has the thread already, and has it stop soon. */
+static int umvm_attach(struct umvm_hand *h)
+{
+    int r = umvm_seize(h->tid, 20);
+    if (r != -EPERM)
+        return r;
+    if ((r = umvm_borrow(h)) < 0)
+        return r == -ESRCH || r == -EAGAIN ? -EPERM : r;
+    r = umvm_request(h, PTRACE_INTERRUPT, NULL);
+    if (r == -EIO) { /* it was attached the old way: a signal that nobody is to see, unless it is the debugger's */
+        if (umvm_pending(h->tid, SIGSTOP))
+            umvm_hold(&h->held, SIGSTOP);
+        r = (int)umvm_ask(h, SYS_tkill, h->tid, h->stop = SIGSTOP, 0, 0);
+    }
+    if (r < 0)
+        umvm_give_back(h);
+    return r;
+}
+
+/* Lets the thread go. */
+static void umvm_rewrite_end(struct umvm_hand *h)
+{
+    int first = 1;
+    if (!h->debugger) {
+        ptrace(PTRACE_DETACH, h->tid, 0, h->held.count ? h->held.signal[0] : 0);
+    } else {
+        first = 0;
+        for (int status = h->stepped ? 0 : SIGTRAP; status >= 0 && status != SIGTRAP && status != UMVM_SYSCALL_STOP;) {
+            umvm_request(h, PTRACE_SYSCALL, NULL);
+            status = umvm_wait_stop(h); /* for the call's start, which the debugger saw already */
+            if (status > 0 && status >> 8 == 0 && status != SIGTRAP)
+                umvm_hold(&h->held, status);
+        }
+        if (!h->stepped && !h->stop) /* the debugger may wait for a stop that we took: it gets one, and goes on */
+            umvm_request(h, PTRACE_INTERRUPT, NULL);
+        umvm_request(h, h->stepped ? PTRACE_SYSCALL : PTRACE_CONT, NULL);
+        umvm_give_back(h);
+    }
+    for (int i = first; i < h->held.count; i++)
+        syscall(SYS_tkill, h->tid, h->held.signal[i]);
+}
+
+/* Stops the thread and answers its notification. Afterwards the call is repeated when umvm_rewrite_end lets it go.
+   fix(changes, count) may alter the texts once their addresses are known (an argv array of pointers).
+   `args` receives the six arguments of the repeated call. Returns 0; -EPERM if the thread can't be had (nothing was
+   done); -EAGAIN: it will repeat the call unchanged, as it is about to be stopped; any other error: the call will be
+   repeated unchanged. *stopped tells if umvm_rewrite_end is due. */
+static int umvm_rewrite_begin(int listener, uint64_t id, int tid, int nr, struct umvm_change *changes, int count,
+                              void (*fix)(struct umvm_change *, int), uint64_t *args, struct umvm_hand *h, int *stopped)
+{
     struct user_regs_struct u;
-    if (ptrace(PTRACE_GETREGS, tid, 0, &u) < 0)
-        return -errno;
-    if ((status >> 16) == 0)
-        held->signal[held->count++] = WSTOPSIG(status);
-    error = umvm_place(tid, &u, held, changes, count);
+    *stopped = 0;
+    memset(h, 0, sizeof *h);
+    memset(args, 0, 6 * sizeof *args);
+    h->tid = tid;
+    int error = umvm_attach(h);
+    if (error == -EAGAIN) {
+        struct seccomp_notif_resp again = {.id = id, .error = -513};
+        ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &again);
+        return error;
+    }
+    if (error < 0)
+        return error;
+    error = umvm_bring_to_stop(h, listener, id);
+    if (error >= 0)
+        error = umvm_request(h, PTRACE_GETREGS, &u);
+    if (error < 0) {
+        if (h->debugger)
+            umvm_give_back(h);
+        else
+            ptrace(PTRACE_DETACH, tid, 0, 0);
+        return error == -EPERM ? -ESRCH : error;
+    }
+    *stopped = 1;
+    error = umvm_place(h, &u, changes, count);
     if (!error && fix)
         fix(changes, count);
     for (int i = 0; i < count && !error; i++)
@@ -135,14 +191,7 @@ static int umvm_rewrite_begin(int listener, uint64_t id, int tid, int nr, struct
         *umvm_argument(&u, changes[i].index) = changes[i].text ? changes[i].address : changes[i].value;
     for (int i = 0; i < 6; i++)
         args[i] = *umvm_argument(&u, i);
-    ptrace(PTRACE_SETREGS, tid, 0, &u);
+    umvm_request(h, PTRACE_SETREGS, &u);
     return error;
-}
-
-static void umvm_rewrite_end(int tid, const struct umvm_held *held)
-{
-    ptrace(PTRACE_DETACH, tid, 0, held->count ? held->signal[0] : 0);
-    for (int i = 1; i < held->count; i++)
-        syscall(SYS_tkill, tid, held->signal[i]);
 }
 #endif
