@@ -43,7 +43,7 @@
 #endif
 
 /* Takes the next notification. 0, or a negative errno; EINTR and a vanished guest are retried. */
-static int umvm_receive(int listener, struct seccomp_notif *request)
+static inline int umvm_receive(int listener, struct seccomp_notif *request)
 {
     for (;;) {
         memset(request, 0, sizeof *request);
@@ -60,7 +60,7 @@ static int umvm_receive(int listener, struct seccomp_notif *request)
 }
 
 /* Answers: error is a positive errno or 0. ENOENT (the guest was killed) is not an error. */
-static int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run)
+static inline int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run)
 {
     struct seccomp_notif_resp r;
     memset(&r, 0, sizeof r);
@@ -73,7 +73,7 @@ static int umvm_answer(int listener, uint64_t id, int64_t value, int error, int 
     return errno == ENOENT ? 0 : -errno;
 }
 
-static int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int at)
+static inline int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int at)
 {
     struct seccomp_notif_addfd a;
     memset(&a, 0, sizeof a);
@@ -87,7 +87,7 @@ static int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int at)
 }
 
 /* A pidfd of a thread, or of the process it leads on kernels before 6.9 (PIDFD_THREAD). */
-static long umvm_pidfd(int tid)
+static inline long umvm_pidfd(int tid)
 {
     long r = syscall(434, tid, O_EXCL);
     if (r < 0 && errno == EINVAL)
@@ -95,19 +95,19 @@ static long umvm_pidfd(int tid)
     return r < 0 ? -errno : r;
 }
 
-static long umvm_pidfd_getfd(int pidfd, int fd)
+static inline long umvm_pidfd_getfd(int pidfd, int fd)
 {
     long r = syscall(438, pidfd, fd, 0);
     return r < 0 ? -errno : r;
 }
 
-static int umvm_alive(int listener, uint64_t id)
+static inline int umvm_alive(int listener, uint64_t id)
 {
     return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
 }
 
 /* Copies guest memory; short where a page is missing. Returns bytes, or a negative errno if none. */
-static long umvm_copy(int tid, void *here, uint64_t there, size_t size, int to_guest)
+static inline long umvm_copy(int tid, void *here, uint64_t there, size_t size, int to_guest)
 {
     struct iovec l = {here, size}, r = {(void *)there, size};
     long n = to_guest ? process_vm_writev(tid, &l, 1, &r, 1, 0) : process_vm_readv(tid, &l, 1, &r, 1, 0);
@@ -116,7 +116,7 @@ static long umvm_copy(int tid, void *here, uint64_t there, size_t size, int to_g
 
 /* Reads a string page by page, so that one that ends just before a hole is found.
    Length without NUL, -EFAULT, -EPERM, or -ENAMETOOLONG when size bytes hold no NUL. */
-static long umvm_string(int tid, char *out, uint64_t addr, size_t size)
+static inline long umvm_string(int tid, char *out, uint64_t addr, size_t size)
 {
     size_t got = 0;
     while (got < size) {
@@ -137,7 +137,7 @@ static long umvm_string(int tid, char *out, uint64_t addr, size_t size)
 }
 
 /* Identity of a guest descriptor: 1 and its device and inode, or 0 when it isn't open. */
-static int umvm_identify(int tid, int fd, uint64_t *dev, uint64_t *ino)
+static inline int umvm_identify(int tid, int fd, uint64_t *dev, uint64_t *ino)
 {
     char name[64];
     struct stat st;
@@ -149,10 +149,22 @@ static int umvm_identify(int tid, int fd, uint64_t *dev, uint64_t *ino)
     return 1;
 }
 
-static uint64_t umvm_now_ms(void)
+static inline uint64_t umvm_now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
     return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Reads the start of a file in /proc/TID; empty if the thread is gone. */
+static inline void umvm_read_proc(int tid, const char *file, char *text, size_t size)
+{
+    char name[64];
+    snprintf(name, sizeof name, "/proc/%d/%s", tid, file);
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    long n = fd < 0 ? 0 : read(fd, text, size - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
 }
 #endif

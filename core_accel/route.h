@@ -12,7 +12,7 @@
 #include <linux/loop.h>
 
 struct umvm_call_kind {
-    uint8_t always; /* 1: always ours · 2: ours while anything is served */
+    uint8_t always; /* 1: always ours · 2: ours while anything is served · 3: if the frame shows an interrupted call */
     uint8_t hooked;
     int8_t fd;       /* index of the descriptor argument, or −1 */
     int8_t path[2];  /* indexes of path arguments, or −1 */
@@ -220,12 +220,29 @@ static int umvm_names_another(uint32_t command)
            command == 0x4C0A; /* LOOP_CONFIGURE, Linux 5.8 */
 }
 
+/* Does the frame that rt_sigreturn takes down lead back to a call that ended with EINTR? 1 as well if it can't be seen. */
+static int umvm_interrupted(int tid)
+{
+    enum { RAX = 144 }; /* in struct ucontext (asm/sigcontext.h) */
+    char text[256];
+    int64_t rax;
+    umvm_read_proc(tid, "syscall", text, sizeof text); /* … the stack pointer and the program counter come last */
+    char *pc = strrchr(text, ' '), *sp = pc;
+    while (sp > text && sp[-1] != ' ')
+        sp--;
+    if (!pc || sp == text)
+        return 1; /* "running": another signal woke it for a moment */
+    return umvm_copy(tid, &rax, strtoull(sp, NULL, 16) + RAX, sizeof rax, 0) == sizeof rax && rax == -EINTR;
+}
+
 /* 1: the interpreter decides; 0: the kernel runs the call. */
 static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, const struct seccomp_notif *q)
 {
     const __u64 *a = q->data.args;
     if (k->hooked || k->always == 1)
         return 1;
+    if (k->always == 3)
+        return umvm_interrupted(q->pid);
     if (!r->mounts && !r->descriptors && !r->virtual_cwd)
         return 0;
     if (k->always == 2)

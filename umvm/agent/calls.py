@@ -34,6 +34,7 @@ _FLOWS = {
     "ptrace": "ptrace",
     "prctl": "prctl",
     "sockname": "getsockname getpeername",
+    "run": "rt_sigreturn",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}
 _FLAGS = {

@@ -9,7 +9,7 @@ from umvm.syscalls.context import HANDLERS
 FAMILIES = (
     "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names",
     "open",
-    "process", "seek", "sockets", "stat", "sync", "watch", "xattr",
+    "process", "restart", "seek", "sockets", "stat", "sync", "watch", "xattr",
 )  # fmt: skip
 
 for _family in FAMILIES:

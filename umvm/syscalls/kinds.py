@@ -15,12 +15,14 @@ SERVED = frozenset(
     "copy_file_range bind connect sendto sendmsg sendmmsg getsockname getpeername".split()
 )
 """Handled while anything is mounted or open: what decides isn't one path or one descriptor."""
+_WHEN = {**dict.fromkeys(ALWAYS, 1), **dict.fromkeys(SERVED, 2), "rt_sigreturn": 3}
+"""`umvm_call_kind.always` of core_accel/route.h; 3: where the frame shows an interrupted call."""
 MAX_PATHS = 2
 
 
 def kind(row: Row) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
     """(when handled, index of the descriptor, indexes of paths, their directories' indexes)."""
-    always = 1 if row.name in ALWAYS else 2 if row.name in SERVED else 0
+    always = _WHEN.get(row.name, 0)
     kinds = row.args.split()
     paths, bases = [], []
     for index, what in enumerate(kinds):

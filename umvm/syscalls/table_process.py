@@ -136,7 +136,7 @@ IDENTITY: tuple[Row, ...] = (
 SIGNAL: tuple[Row, ...] = (
     free(13, "rt_sigaction", "int ptr ptr size", "signal"),
     free(14, "rt_sigprocmask", "int ptr ptr size", "signal"),
-    free(15, "rt_sigreturn", "", "signal"),
+    trap(15, "rt_sigreturn", "", "signal"),
     free(34, "pause", "", "signal"),
     free(62, "kill", "pid int", "signal", "the same user may end the supervisor, and so the guest"),
     free(127, "rt_sigpending", "ptr size", "signal"),
