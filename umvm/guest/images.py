@@ -13,7 +13,8 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from umvm.guest.interpreter import replace_interpreter
 from umvm.guest.mounts import Mount
@@ -27,7 +28,8 @@ REMEMBERED = 4096
 PIECE = 1 << 20
 
 
-class Image(NamedTuple):
+@dataclass(eq=False)
+class Image:
     """A copy of a program."""
 
     mount: Mount
@@ -38,6 +40,8 @@ class Image(NamedTuple):
     """The ELF interpreter that the program names, and what the copy names instead."""
     deleted: bool = False
     directory: bool = False
+    last: Attr | None = None
+    fh: None = None
 
 
 class Images:
@@ -49,16 +53,20 @@ class Images:
         self._lock = threading.Lock()
         self._known: dict[tuple[int, bytes], Image] = {}
         self._by_id: dict[bytes, Image] = {}
+        self._links: dict[tuple[bytes, bytes], bytes] = {}
 
     def get(
-        self, mount: Mount, path: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None]
-    ) -> bytes:
+        self, mount: Mount, path: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None],
+        fh: Any = None,
+    ) -> bytes:  # fmt: skip
         """The path of an executable copy of a served file. OSError: it can't be read.
 
         `interpreter(path)`: where a copy of an ELF interpreter that is served itself lies, or None.
+        `fh`: the handle by which a file that has no name any more is read.
         """
         version = (attr.ino, attr.size, attr.mtime_ns, attr.ctime_ns)
-        key = (mount.ident, path)
+        ident = b"%d" % next(self._ids)
+        key = (mount.ident, path if fh is None else b"\0" + ident)
         with self._lock:
             known = self._known.pop(key, None)
             if known is not None:
@@ -69,30 +77,40 @@ class Images:
                 return known.file
         with self._lock:
             if known is not None and self._known.get(key) is known:
-                self._drop(self._known.pop(key))
+                _remove(self._known.pop(key).file)
             while len(self._known) >= KEPT:
-                self._drop(self._known.pop(next(iter(self._known))))
-        ident = b"%d" % next(self._ids)
-        file = os.path.join(self._base, ident, os.path.basename(path) or b"program")
-        os.mkdir(os.path.dirname(file), 0o711)
-        asked: list[tuple[bytes, bytes | None]] = []
+                _remove(self._known.pop(next(iter(self._known))).file)
+        image = Image(mount, path, version, self._place(ident, path), deleted=fh is not None)
 
         def place(name: bytes) -> bytes | None:
-            asked.append((name, interpreter(name)))
-            return asked[0][1]
+            image.interpreter = name, interpreter(name)
+            return image.interpreter[1]
 
         try:
-            _copy(mount, path, file, attr, place)
+            _copy(image, attr, place, fh)
         except OSError:
-            shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+            _remove(image.file)
             raise
-        image = Image(mount, path, version, file, asked[0] if asked else None)
         with self._lock:
             self._known[key] = image
             self._by_id[ident] = image
             if len(self._by_id) > REMEMBERED:
                 del self._by_id[next(iter(self._by_id))]
-        return file
+        return image.file
+
+    def called(self, file: bytes, name: bytes) -> bytes:
+        """A path of `file` whose last component is `name`: the kernel calls the process so."""
+        if os.path.basename(file) == name:
+            return file
+        with self._lock:
+            link = self._links.pop((file, name), None)
+            if link is None:
+                link = self._place(b"%d" % next(self._ids), name)
+                os.symlink(file, link)
+            self._links[file, name] = link
+            if len(self._links) > KEPT:
+                _remove(self._links.pop(next(iter(self._links))))
+            return link
 
     def named(self, link: bytes) -> Image | None:
         """The image that a /proc/PID/exe link names; it may be one that was dropped."""
@@ -100,44 +118,79 @@ class Images:
             return None
         return self._by_id.get(link[len(self._base) + 1 :].split(b"/", 1)[0])
 
-    def running(self, mount: Mount, path: bytes) -> bool:
+    def running(self, mount: Mount, path: bytes, attr: Attr) -> bool:
         """Is a served file being executed? Opening it for writing is ETXTBSY then."""
-        image = self._known.get((mount.ident, path))
-        if image is None:
+        if not self._known:
             return False
-        try:
-            os.close(os.open(image.file, os.O_WRONLY | os.O_CLOEXEC))
-        except OSError as error:
-            return error.errno == errno.ETXTBSY
+        ino = attr.ino if mount.fs.stable_inodes else 0
+        with self._lock:
+            images = [image for image in self._known.values() if image.mount is mount]
+        for image in images:
+            if image.version[0] == ino if ino else image.path == path and not image.deleted:
+                try:
+                    os.close(os.open(image.file, os.O_WRONLY | os.O_CLOEXEC))
+                except OSError as error:
+                    if error.errno == errno.ETXTBSY:
+                        return True
         return False
+
+    def moved(self, mount: Mount, old: bytes, new: bytes, exchange: bool = False) -> None:
+        """A file or directory was renamed; `exchange`: both were."""
+        if not self._known:
+            return
+        pairs = ((old, new), (new, old)) if exchange else ((old, new),)
+        with self._lock:
+            for key, image in list(self._known.items()):
+                for one, other in pairs if image.mount is mount and not image.deleted else ():
+                    if image.path == one or image.path.startswith(one + b"/"):
+                        image.path = other + image.path[len(one) :]
+                        del self._known[key]
+                        self._known[mount.ident, image.path] = image
+                        break
+
+    def removed(self, mount: Mount, path: bytes) -> None:
+        """A name was removed: what runs goes on."""
+        if not self._known:
+            return
+        with self._lock:
+            image = self._known.pop((mount.ident, path), None)
+            if image is not None:
+                image.deleted = True
+                self._known[mount.ident, b"\0" + image.file] = image
 
     def forget(self, mount: Mount) -> None:
         """Delete the copies of a mount's programs."""
         with self._lock:
             for key, image in list(self._known.items()):
                 if image.mount is mount:
-                    self._drop(self._known.pop(key))
+                    _remove(self._known.pop(key).file)
 
-    def _drop(self, image: Image) -> None:
-        shutil.rmtree(os.path.dirname(image.file), ignore_errors=True)
+    def _place(self, ident: bytes, path: bytes) -> bytes:
+        file = os.path.join(self._base, ident, os.path.basename(path) or b"program")
+        os.mkdir(os.path.dirname(file), 0o711)
+        return file
 
 
-def _copy(
-    mount: Mount, path: bytes, file: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None]
-) -> None:
-    fh = mount.fs.open(path, os.O_RDONLY)
+def _remove(file: bytes) -> None:
+    shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+
+
+def _copy(image: Image, attr: Attr, place: Callable[[bytes], bytes | None], fh: Any) -> None:
+    fs, path = image.mount.fs, image.path
+    own = fs.open(path, os.O_RDONLY) if fh is None else fh
     try:
-        out = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+        out = os.open(image.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
         try:
             at = 0
             while at < attr.size:
-                data = mount.fs.read(path, fh, min(PIECE, attr.size - at), at)
+                data = fs.read(path, own, min(PIECE, attr.size - at), at)
                 if not data:
                     break
                 at += os.pwrite(out, data, at)
-            replace_interpreter(out, interpreter)
+            replace_interpreter(out, place)
             os.fchmod(out, 0o755)
         finally:
             os.close(out)
     finally:
-        mount.fs.release(path, fh)
+        if fh is None:
+            fs.release(path, own)

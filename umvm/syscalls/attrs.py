@@ -251,6 +251,8 @@ def sys_truncate(vm: VirtualMachine, req: Request) -> Reply | None:
     caller = enter(vm, req)
     writable(mount)
     permit(mount, attr, caller, WRITE)
+    if vm.images.running(mount, target.path, attr):
+        raise fail(errno.ETXTBSY)
     if size > attr.size:
         may_grow(req, size)
     truncate(vm, mount, target.path, attr, size, target.fh, caller)

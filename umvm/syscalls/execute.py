@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import struct
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from umvm.guest.mounts import Mount, Where
+from umvm.guest.openfile import OpenFile
 from umvm.syscalls.context import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
+    Opened,
     Reply,
     Request,
-    check,
+    attributes,
     enter,
     fail,
+    file_of,
     full_path,
     handles,
+    host_path,
     locate,
     look,
-    run_host,
+    nameless,
     signed,
 )  # fmt: skip
+from umvm.vfs.permission import permit
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -36,6 +42,9 @@ MAX_DEPTH = 5
 """Interpreters that may follow each other (fs/exec.c); then ELOOP."""
 MAX_ARGUMENTS = 0x7FFFFFFF // 8
 _PIECE = 512
+_BLANK = b" \t"
+_BLANKS = (b" ", b"\t")
+_END = re.compile(rb"[ \t\0]")
 
 
 class Shebang(Exception):
@@ -62,7 +71,10 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         if file is None:
             return None
         name = b"/dev/fd/%d" % dirfd
-        where = locate(vm, req, AT_FDCWD, full_path(file), False)
+        attr = attributes(file)
+        inside = file.path
+        where = Where(file.mount, full_path(file), inside, False, False, 0, True, attr, file)
+        enter(vm, req)
     else:
         where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
         if at and not path.startswith(b"/") and dirfd != AT_FDCWD:
@@ -74,6 +86,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
             program = _program(vm, req, where)
             break
         except Shebang as script:
+            if executed is not path and _closed_on_exec(req.tid, dirfd):
+                raise fail(errno.ENOENT) from None  # the interpreter couldn't open it
             given = [] if script.argument is None else [script.argument]
             front = [script.interpreter, *given, name, *front[1:]]
             name = script.interpreter
@@ -84,9 +98,14 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         loader = vm.engine.load(req, program or where.path, executed, front)
         if loader is not None:
             return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
-    if program is None and where is first:
-        return run_host(vm, req, (at, where))
-    changes: dict[int, int | bytes | tuple[bytes, list[int]]] = {at: program or where.path}
+    if program is None and where is first and not where.changed:
+        return None
+    start = program or host_path(where)
+    if path:
+        start = vm.images.called(start, os.path.basename(path))
+    changes: dict[int, int | bytes | tuple[bytes, list[int]]] = {at: start}
+    if flags & AT_SYMLINK_NOFOLLOW:
+        changes[4] = 0
     if front:
         changes[at + 1] = _arguments(req, a[at + 1], front)
     return req.rewrite(changes)
@@ -112,24 +131,23 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
         head = _host_head(where.path)
         if head.startswith(b"#!"):
             script = parse_shebang(head)
-            by_loader = has_agent(vm) and may_execute(where.path)
-            if script is not None:
+            if script is not None and may_execute(where.path):
                 inner = _try_locate(vm, req, script.interpreter)
-                if inner is not None and (inner.mount is not None or by_loader):
+                renamed = where.changed or has_agent(vm)
+                if inner is not None and (inner.mount is not None or renamed):
                     raise script
         return None
     mount, inside = where.mount, where.inside
     caller = enter(vm, req)
-    attr = mount.fs.getattr(inside)
+    attr = look(where)
     if where.slash and not stat.S_ISDIR(attr.mode):
         raise fail(errno.ENOTDIR)
     if not stat.S_ISREG(attr.mode):
         raise fail(errno.ELOOP if stat.S_ISLNK(attr.mode) else errno.EACCES)
     if "noexec" in mount.options or not attr.mode & 0o111:
         raise fail(errno.EACCES)
-    if mount.permissions():
-        check(mount, inside, caller, 1)
-    else:
+    permit(mount, attr, caller, 1)
+    if not mount.permissions():
         mount.fs.access(inside, 1)
     if _written(vm, mount, inside):
         vm.files.drain()  # a last close may not have been noticed yet
@@ -143,11 +161,13 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
         raise script
     if not head.startswith(b"\x7fELF"):
         raise fail(errno.ENOEXEC)
+    known = file_of(where)
+    fh = _handle(known) if known is not None and nameless(known) else None
     node = vm.files.node_at(mount, inside, attr)
     if node is not None:
         node.write_back()  # a linker may have written it through a mapping
-        attr = mount.fs.getattr(inside)
-    return vm.images.get(mount, inside, attr, lambda path: _interpreter(vm, req, path))
+        attr = mount.fs.getattr(inside, fh)
+    return vm.images.get(mount, inside, attr, lambda path: _interpreter(vm, req, path), fh)
 
 
 def _interpreter(vm: VirtualMachine, req: Request, path: bytes) -> bytes | None:
@@ -156,7 +176,7 @@ def _interpreter(vm: VirtualMachine, req: Request, path: bytes) -> bytes | None:
     if where.mount is None:
         return where.path if where.changed else None
     attr = look(where)
-    check(where.mount, where.inside, enter(vm, req), 1)
+    permit(where.mount, attr, enter(vm, req), 1)
     return vm.images.get(where.mount, where.inside, attr, lambda path: None)
 
 
@@ -166,14 +186,18 @@ def _written(vm: VirtualMachine, mount: Mount, inside: bytes) -> bool:
 
 def parse_shebang(head: bytes) -> Shebang | None:
     """Take the first line of a script apart (fs/binfmt_script.c); None: ENOEXEC."""
-    line, newline, _ = head[2:HEAD].partition(b"\n")
-    words = line.strip(b" \t").split(None, 1) if line.strip(b" \t") else []
-    if not words:
+    text = head[:HEAD].ljust(HEAD, b"\0")
+    end = text.find(b"\n")
+    if end < 0:
+        end = HEAD - 1
+        if not _END.search(text[2:].lstrip(_BLANK)):
+            return None  # the name may have been cut off
+    line = text[2:end].strip(_BLANK)
+    if not line:
         return None
-    if not newline and len(head) >= HEAD and len(words) == 1 and not line.endswith((b" ", b"\t")):
-        return None  # the name may have been cut off
-    argument = words[1].strip(b" \t") if len(words) > 1 else None
-    return Shebang(words[0].split(b"\0")[0], argument or None)
+    name = _END.split(line, 1)[0]
+    rest = line[len(name) :]
+    return Shebang(name, rest.lstrip(_BLANK).split(b"\0")[0] if rest[:1] in _BLANKS else None)
 
 
 def _try_locate(vm: VirtualMachine, req: Request, path: bytes) -> Where | None:
@@ -199,11 +223,27 @@ def _host_head(path: bytes) -> bytes:
 def _served_head(where: Where) -> bytes:
     assert where.mount is not None
     fs, inside = where.mount.fs, where.inside
+    known = file_of(where)
+    if known is not None and nameless(known):
+        return bytes(fs.read(inside, _handle(known), HEAD, 0))
     fh = fs.open(inside, os.O_RDONLY)
     try:
         return bytes(fs.read(inside, fh, HEAD, 0))
     finally:
         fs.release(inside, fh)
+
+
+def _handle(file: Opened) -> object:
+    """The handle that a file without a name is read by. **Errors** ENOENT: it can't be."""
+    if not isinstance(file, OpenFile) or file.is_path:
+        raise fail(errno.ENOENT)
+    return file.fh
+
+
+def _closed_on_exec(tid: int, fd: int) -> bool:
+    with open(f"/proc/{tid}/fdinfo/{fd}", "rb") as file:
+        flags = re.search(rb"(?m)^flags:\s*([0-7]+)", file.read())
+    return flags is not None and bool(int(flags[1], 8) & os.O_CLOEXEC)
 
 
 def _arguments(req: Request, addr: int, front: list[bytes]) -> tuple[bytes, list[int]]:

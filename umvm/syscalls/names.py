@@ -283,6 +283,7 @@ def _unlink(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None
             mount.fs.unlink(inside)
             vm.files.removed(mount, inside, attr._replace(nlink=attr.nlink - 1))
         vm.specials.removed(mount, inside, attr)
+        vm.images.removed(mount, inside)
 
 
 @handles("unlink", "rmdir")
@@ -439,6 +440,7 @@ def _move(
         _rename_in(mount.fs, old, new, flags)
         files.moved(mount, old, new, True)
         specials.moved(mount, old, new, True)
+        vm.images.moved(mount, old, new, True)
     else:
         if replaced is not None and not is_dir(replaced):
             vm.files.hide(mount, new)
@@ -447,5 +449,7 @@ def _move(
             links = 0 if is_dir(replaced) else replaced.nlink - 1
             files.removed(mount, new, replaced._replace(nlink=links))
             specials.removed(mount, new, replaced)
+            vm.images.removed(mount, new)
         files.moved(mount, old, new)
         specials.moved(mount, old, new)
+        vm.images.moved(mount, old, new)

@@ -163,6 +163,8 @@ def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) 
         return _open_deleted(vm, known, how)
     if directory:
         return install(vm, mount, inside, mount.fs.opendir(inside), flags, attr)
+    if how.access & WRITE and vm.images.running(mount, inside, attr):
+        raise fail(errno.ETXTBSY)
     fh = mount.fs.open(inside, flags & ~_NOT_FOR_FS)
     if flags & os.O_TRUNC:
         try:
