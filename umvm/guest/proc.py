@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from core_accel.engine import Engine
 from core_accel.request import Reply
 from umvm.guest.loaded import program_behind
+from umvm.interfaces.filesystem import Attr
 
 if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
@@ -18,6 +19,7 @@ _TABLE = re.compile(
     rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)"
 )
 _FDINFO = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
+_NAME_COLUMN = 73
 _ESCAPED = re.compile(rb"[\\ \t\n#]")
 
 
@@ -79,8 +81,30 @@ class Proc:
         return text + b"".join(extra) if extra else None
 
     def _unshadow(self, text: bytes) -> bytes:
-        pattern = re.escape(self._shadow) + rb"[^\n]*"
-        return re.sub(pattern, lambda found: self._vm.shown(found[0]), text)
+        place = re.escape(self._shadow)
+        text = re.sub(rb"(?m)^(\S+ \S+ \S+) \S+ \d+ +(%s.*)$" % place, self._map_line, text)
+        # numa_maps ends a name at a blank
+        return re.sub(rb"(?<=file=)%s\S*" % place, self._numa_name, text)
+
+    def _map_line(self, found: re.Match[bytes]) -> bytes:
+        """A line of proc_pid_maps(5), with the name at its usual column."""
+        from umvm.syscalls.context import inode  # here, as few guests ask
+
+        named = self._vm.named(found[2])
+        if named is None:
+            return found[0]
+        dev = named.mount.dev
+        try:
+            attr = named.last if named.deleted else named.mount.fs.getattr(named.path)
+        except OSError:
+            attr = named.last
+        number = inode(named.mount, named.path, attr or Attr(0))
+        start = b"%s %02x:%02x %d " % (found[1], os.major(dev), os.minor(dev), number)
+        return start.ljust(_NAME_COLUMN) + self._vm.shown(found[2])
+
+    def _numa_name(self, found: re.Match[bytes]) -> bytes:
+        name = found[0].replace(b"\\040", b" ")
+        return self._vm.shown(name).replace(b" ", b"\\040")
 
     def _fdinfo(self, path: bytes, pid: int, fd: int) -> bytes | None:
         file = self._vm.files.of(pid, fd)

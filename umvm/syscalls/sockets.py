@@ -25,6 +25,7 @@ from umvm.syscalls.context import (
     enter,
     fail,
     handles,
+    host_path,
     locate,
     signed,
 )  # fmt: skip
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 
 SUN_PATH = 108
 MSGHDR = struct.Struct("<QIIQQQQQ")  # struct msghdr, 56 bytes: name, its size, padding, …
-Block = tuple[bytes, list[int]]
+MMSGHDR = 64
+"""Size of struct mmsghdr: a msghdr, the number of bytes that were sent, padding."""
+_AT_A_TIME = 3
+"""Messages with their addresses that fit below a guest's stack."""
 
 
 def _path(req: Request, addr: int, size: int) -> bytes | None:
@@ -53,39 +57,44 @@ def _pack(path: bytes) -> bytes:
     return struct.pack("<H", socket.AF_UNIX) + path + b"\0"
 
 
-def _unix(req: Request, fd: int) -> socket.socket:
-    """A copy of a guest's AF_UNIX socket. OSError(EBADF | ENOTSOCK | EAFNOSUPPORT)."""
-    number = req.getfd(fd)
+def _unix(req: Request, fd: int) -> socket.socket | None:
+    """A copy of a guest's AF_UNIX socket; None: it isn't one, as the kernel will say."""
+    try:
+        number = req.getfd(fd)
+    except OSError:
+        return None
     try:
         copy = socket.socket(fileno=number)
     except OSError:
         os.close(number)
-        raise
-    if copy.family != socket.AF_UNIX:
-        copy.close()
-        inet = copy.family in (socket.AF_INET, socket.AF_INET6)
-        raise fail(errno.EAFNOSUPPORT if inet else errno.EINVAL)
-    return copy
+        return None
+    if copy.family == socket.AF_UNIX:
+        return copy
+    copy.close()
+    return None
 
 
 @handles("bind")
 def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
     """bind(2)."""
     name = _path(req, req.args[1], signed(req.args[2]))
-    if name is None:
+    copy = None if name is None else _unix(req, signed(req.args[0]))
+    if name is None or copy is None:
         return None
-    where = locate(vm, req, AT_FDCWD, name, False, True)
-    if where.mount is None:
-        if not where.changed:
-            return None
-        address = _pack(where.path)
-        return req.rewrite({1: address, 2: len(address)})
-    mount, inside = where.mount, where.inside
-    with _unix(req, signed(req.args[0])) as copy:
+    with copy:
+        where = locate(vm, req, AT_FDCWD, name, False, True)
+        if where.mount is None:
+            if not where.changed:
+                return None
+            address = _pack(host_path(where))
+            return req.rewrite({1: address, 2: len(address)})
+        mount, inside = where.mount, where.inside
         if copy.getsockname():
             raise fail(errno.EINVAL)
         if not where.missing:
             raise fail(errno.EADDRINUSE)
+        if where.slash:
+            raise fail(errno.ENOENT)
         caller = enter(vm, req)
         check_change(mount, inside, caller, False)
         mount.fs.mknod(inside, stat.S_IFSOCK | 0o777 & ~caller.umask, 0)
@@ -104,7 +113,7 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
     """The address to use for a path that a guest wants to reach; None: as it is."""
     where: Where = locate(vm, req, AT_FDCWD, name)
     if where.mount is None:
-        return _pack(where.path) if where.changed else None
+        return _pack(host_path(where)) if where.changed else None
     caller = enter(vm, req)
     attr = where.attr or where.mount.fs.getattr(where.inside)
     check(where.mount, where.inside, caller, 2)
@@ -118,7 +127,11 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
 
 def _send_to(vm: VirtualMachine, req: Request, addr_index: int) -> Reply | None:
     name = _path(req, req.args[addr_index], signed(req.args[addr_index + 1]))
-    address = None if name is None else _destination(vm, req, name)
+    copy = None if name is None else _unix(req, signed(req.args[0]))
+    if name is None or copy is None:
+        return None
+    copy.close()
+    address = _destination(vm, req, name)
     if address is None:
         return None
     return req.rewrite({addr_index: address, addr_index + 1: len(address)})
@@ -153,26 +166,46 @@ def sys_sendmsg(vm: VirtualMachine, req: Request) -> Reply | None:
 
 @handles("sendmmsg")
 def sys_sendmmsg(vm: VirtualMachine, req: Request) -> Reply | None:
-    """sendmmsg(2): one message at a time where an address has to be changed; callers go on."""
-    count = min(req.args[2] & 0xFFFFFFFF, 1024)
-    for index in range(count):
-        head = req.peek(req.args[1] + 64 * index, MSGHDR.size)
-        if len(head) < MSGHDR.size:
-            return None
-        addr, size, *_ = MSGHDR.unpack(head)
+    """sendmmsg(2): a few messages at a time where an address has to be changed; callers go on."""
+    heads: list[bytes] = []
+    addresses: list[bytes | None] = []
+    wanted = min(req.args[2] & 0xFFFFFFFF, 1024)
+    for index in range(wanted):
+        head = req.peek(req.args[1] + MMSGHDR * index, MMSGHDR)
+        if len(head) < MMSGHDR:
+            break
+        addr, size, *_ = MSGHDR.unpack_from(head)
         name = _path(req, addr, size)
-        address = None if name is None else _destination(vm, req, name)
+        try:
+            addresses.append(None if name is None else _destination(vm, req, name))
+        except OSError:
+            if not index:
+                raise
+            break  # what comes before is sent
+        heads.append(head)
+    if any(addresses):
+        return _send_several(req, heads[:_AT_A_TIME], addresses[:_AT_A_TIME])
+    return req.rewrite({2: len(heads)}) if heads and len(heads) < wanted else None
+
+
+def _send_several(req: Request, heads: list[bytes], addresses: list[bytes | None]) -> Reply:
+    block, texts, offsets = bytearray(b"".join(heads)), b"", []
+    for index, address in enumerate(addresses):
+        at = MMSGHDR * index
+        _, _, _, vector, count, *_ = MSGHDR.unpack_from(block, at)
+        # the kernel tells the lengths to the copy; a datagram goes as a whole or not at all
+        parts = struct.unpack(f"<{2 * min(count, 1024)}Q", req.read(vector, 16 * min(count, 1024)))
+        req.write(req.args[1] + at + MSGHDR.size, struct.pack("<I", sum(parts[1::2])))
         if address is not None:
-            if index:
-                return req.rewrite({2: index})
-            raise fail(errno.EOPNOTSUPP)
-    return None
+            offsets.append(at)
+            struct.pack_into("<QI", block, at, len(block) + len(texts), len(address))
+            texts += address
+    return req.rewrite({1: (bytes(block) + texts, offsets), 2: len(heads)})
 
 
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
-    try:
-        copy = _unix(req, signed(req.args[0]))
-    except OSError:
+    copy = _unix(req, signed(req.args[0]))
+    if copy is None:
         return None
     with copy:
         try:
