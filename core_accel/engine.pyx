@@ -12,7 +12,8 @@ from libc.string cimport memset
 
 from core_accel.pathwalk cimport seen_dirs
 from core_accel.request cimport (
-    Reply, Request, Restarts, make_reply, make_request, resume, seccomp_notif, send,
+    ERROR, LATER, Reply, Request, Restarts, make_request, resume, seccomp_notif,
+    umvm_conclude, umvm_verdict, verdict,
 )
 from core_accel.request import Reply as _Reply, Restarts as _Restarts
 
@@ -37,7 +38,11 @@ cdef extern from "route.h":
         int8_t dirfd[2]
     int umvm_route_set_view(umvm_router *, const char **points, const uint32_t *ids, int count) nogil
     int umvm_route_set_shadow(umvm_router *, const char *prefix) nogil
-    int umvm_route(umvm_router *, const umvm_call_kind *, const seccomp_notif *) nogil
+    struct umvm_path:
+        uint64_t addr
+        long size
+        char *text
+    int umvm_route(umvm_router *, const umvm_call_kind *, const seccomp_notif *, umvm_path *) nogil
     void umvm_route_forget() nogil
     void umvm_route_share(void *seen) nogil
 
@@ -45,8 +50,6 @@ log = logging.getLogger(__name__)
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
 cdef enum:
-    ERROR = 2
-    RUN = 0
     MAX_NR = 512
     MAX_WORKERS = 256
 
@@ -62,7 +65,7 @@ cdef class Engine:
     cdef dict idle, holders
     cdef object lock
     cdef int workers
-    cdef Reply run
+    cdef Reply run, done
 
     def __cinit__(self, kinds, handler, on_gone):
         cdef int nr
@@ -86,6 +89,7 @@ cdef class Engine:
         self.lock = _thread.allocate_lock()
         self.workers = 0
         self.run = _Reply.run()
+        self.done = _Reply.later()
         self.set_view([(b"/", 0)])
 
     def add_listener(self, int fd, int workers=2):
@@ -146,58 +150,73 @@ cdef class Engine:
         return self.router.passed, self.router.claimed, self.workers
 
     def _work(self, int fd):
+        """Receive and answer calls.
+
+        A call is concluded without the GIL and after all else: as soon as it is, the guest runs and
+        may wake another worker.
+        """
         cdef seccomp_notif q
-        cdef int r
+        cdef umvm_path path
+        cdef umvm_verdict v
+        cdef uint64_t last = 0
+        cdef int r, failed
+        v.kind = LATER
         while True:
             with nogil:
+                failed = umvm_conclude(fd, last, &v)
                 while True:
+                    path.size = 0
                     r = umvm_receive(fd, &q)
                     if r < 0:
                         break
                     if (<unsigned int>q.data.nr < MAX_NR and self.restarts.pending == 0
-                            and umvm_route(&self.router, &self.kinds[q.data.nr], &q) == 0):
+                            and umvm_route(&self.router, &self.kinds[q.data.nr], &q, &path) == 0):
                         self.router.passed += 1
                         umvm_answer(fd, q.id, 0, 0, 1)
                         continue
                     break
+            if failed < 0:
+                log.debug("an answer failed: errno %d", -failed)
             if r < 0:
                 with self.lock:
                     self.workers -= 1
                     self.holders[fd] -= 1
-                    last = self.holders[fd] == 0
-                if last:
+                    gone = self.holders[fd] == 0
+                if gone:
                     self._close(fd)
                 return
             self.router.claimed += 1
-            self._claimed(fd, &q)
+            last = q.id
+            v = self._claimed(fd, &q, &path)
 
-    cdef _claimed(self, int fd, seccomp_notif *q):
+    cdef umvm_verdict _claimed(self, int fd, seccomp_notif *q, umvm_path *path) except *:
         cdef Request request = make_request(fd, q, self.restarts)
         cdef Reply reply
+        cdef umvm_verdict v
         if self.restarts.pending:
             if resume(request):
-                return
-            if umvm_route(&self.router, &self.kinds[request.nr], q) == 0:
-                send(request, self.run)
-                return
-        with self.lock:
-            free = self.idle[fd] - 1
-            self.idle[fd] = free
-            more = free == 0 and self.workers < MAX_WORKERS
-        if more:
+                return verdict(self.done)
+            if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
+                return verdict(self.run)
+        if path.size > 0:
+            request.path_at = path.addr
+            request.path = path.text[:path.size]
+        free = self.idle[fd] - 1  # the GIL holds others off, as no interpreted code runs here
+        self.idle[fd] = free
+        if free == 0 and self.workers < MAX_WORKERS:
             self._start(fd)
         try:
             answer = self.handler(request)
             reply = self.run if answer is None else answer
+            v = verdict(reply)
         except OSError as error:
             number = error.errno
-            reply = make_reply(ERROR, number if number and number > 0 else EIO, False)
+            v.kind, v.number = ERROR, number if number and number > 0 else EIO
         except BaseException:
             log.exception("handling %r", request)
-            reply = make_reply(ERROR, EIO, False)
-        send(request, reply)
-        with self.lock:
-            self.idle[fd] += 1
+            v.kind, v.number = ERROR, EIO
+        self.idle[fd] += 1
+        return v
 
     def _hang_up(self, int fd):
         """Wait until the last guest of a listener is gone: before Linux 6.11 no worker is told."""

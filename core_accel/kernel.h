@@ -86,6 +86,26 @@ static inline int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int
     return r < 0 ? -errno : r;
 }
 
+enum umvm_verdict_kind { UMVM_RUN, UMVM_VALUE, UMVM_ERROR, UMVM_FD, UMVM_NONE };
+
+struct umvm_verdict {
+    int kind;       /* enum umvm_verdict_kind */
+    int cloexec;    /* UMVM_FD: of the guest's descriptor */
+    int64_t number; /* what the call returns, a positive errno, or a descriptor of ours, which is then closed */
+};
+
+/* Tells the kernel what to do with a call. 0 or a negative errno; ENOENT (the guest was killed) is not an error. */
+static inline int umvm_conclude(int listener, uint64_t id, const struct umvm_verdict *v)
+{
+    if (v->kind == UMVM_NONE)
+        return 0;
+    if (v->kind != UMVM_FD)
+        return umvm_answer(listener, id, v->number, v->kind == UMVM_ERROR ? v->number : 0, v->kind == UMVM_RUN);
+    int n = umvm_addfd(listener, id, (int)v->number, v->cloexec, -1);
+    close((int)v->number);
+    return n == -ENOENT ? 0 : umvm_answer(listener, id, n, n < 0 ? -n : 0, 0);
+}
+
 /* A pidfd of a thread, or of the process it leads on kernels before 6.9 (PIDFD_THREAD). */
 static inline long umvm_pidfd(int tid)
 {

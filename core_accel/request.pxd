@@ -15,6 +15,22 @@ cdef extern from "kernel.h":
         seccomp_data data
 
 
+    struct umvm_verdict:
+        int kind
+        int cloexec
+        int64_t number
+    int umvm_conclude(int listener, uint64_t id, const umvm_verdict *v) nogil
+
+
+cdef enum:
+    RUN = 0
+    VALUE = 1
+    ERROR = 2
+    FD = 3
+    LATER = 4
+    DONE = 5
+
+
 cdef class Reply:
     cdef readonly int kind
     cdef readonly object number
@@ -36,9 +52,12 @@ cdef class Request:
     cdef int listener
     cdef uint64_t id
     cdef Restarts restarts
+    cdef uint64_t path_at
+    cdef bytes path
 
 
 cdef Reply make_reply(int kind, number, bint cloexec)
 cdef Request make_request(int listener, const seccomp_notif *q, Restarts restarts)
+cdef umvm_verdict verdict(Reply r) except *
 cdef bint resume(Request q) except -1
 cdef void send(Request q, Reply r)

@@ -21,7 +21,6 @@ cdef extern from "rewrite.h":
                            int count, void (*fix)(umvm_change *, int), uint64_t *args,
                            umvm_hand *hand, int *stopped) nogil
     void umvm_rewrite_end(umvm_hand *hand) nogil
-    int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run) nogil
     int umvm_addfd(int listener, uint64_t id, int fd, int cloexec, int at) nogil
     int umvm_alive(int listener, uint64_t id) nogil
     long umvm_copy(int tid, void *here, uint64_t there, size_t size, int to_guest) nogil
@@ -30,14 +29,6 @@ cdef extern from "rewrite.h":
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
 
 log = logging.getLogger(__name__)
-
-cdef enum:
-    RUN = 0
-    VALUE = 1
-    ERROR = 2
-    FD = 3
-    LATER = 4
-    DONE = 5
 
 
 @cython.final
@@ -137,6 +128,8 @@ cdef class Request:
     def string(self, addr, Py_ssize_t limit=4096):
         """A NUL-terminated string, without its NUL. OSError(EFAULT | ENAMETOOLONG)."""
         cdef uint64_t a = addr
+        if self.path is not None and a == self.path_at and len(self.path) < limit:
+            return self.path
         cdef char[4096] buffer
         cdef char *p = buffer
         cdef char *big = NULL
@@ -301,23 +294,19 @@ cdef bint resume(Request q) except -1:
     return True
 
 
+cdef umvm_verdict verdict(Reply r) except *:
+    """A reply as C takes it; what was answered already, or will be later, is none."""
+    cdef umvm_verdict v
+    v.kind = r.kind if r.kind < LATER else LATER
+    v.cloexec = r.cloexec
+    v.number = r.number
+    return v
+
+
 cdef void send(Request q, Reply r):
-    cdef int n, fd
-    if r.kind == RUN:
-        n = umvm_answer(q.listener, q.id, 0, 0, 1)
-    elif r.kind == VALUE:
-        n = umvm_answer(q.listener, q.id, r.number, 0, 0)
-    elif r.kind == ERROR:
-        n = umvm_answer(q.listener, q.id, 0, r.number, 0)
-    elif r.kind == FD:
-        fd = r.number
-        n = umvm_addfd(q.listener, q.id, fd, r.cloexec, -1)
-        os.close(fd)
-        if n >= 0:
-            n = umvm_answer(q.listener, q.id, n, 0, 0)
-        elif n != -ENOENT:
-            n = umvm_answer(q.listener, q.id, 0, -n, 0)
-    else:
-        return
-    if n < 0 and n != -ENOENT:
+    cdef umvm_verdict v = verdict(r)
+    cdef int n
+    with nogil:
+        n = umvm_conclude(q.listener, q.id, &v)
+    if n < 0:
         log.debug("answer to %r failed: errno %d", q, -n)

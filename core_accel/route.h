@@ -24,6 +24,12 @@ struct umvm_table {
     struct umvm_table *older; /* replaced, but a walk may still be in it */
 };
 
+struct umvm_path { /* a path that was read from a guest, for who has to look at it next */
+    uint64_t addr;
+    long size; /* without its NUL; 0: none was read */
+    char text[UMVM_PATH_MAX];
+};
+
 struct umvm_router {
     int mounts;      /* served mounts */
     int descriptors; /* open served descriptors */
@@ -181,11 +187,13 @@ static int umvm_route_fd(const struct umvm_router *r, int tid, int fd)
 }
 
 /* `dirfd`: AT_FDCWD where the call has none. */
-static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int dirfd)
+static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int dirfd, struct umvm_path *got)
 {
     static const char deleted[] = " (deleted)";
-    char path[UMVM_PATH_MAX], base[UMVM_PATH_MAX];
-    long n = addr ? umvm_string(tid, path, addr, sizeof path) : 0, b = 1;
+    char base[UMVM_PATH_MAX], *path = got->text;
+    long n = addr ? umvm_string(tid, path, addr, sizeof got->text) : 0, b = 1;
+    got->addr = addr;
+    got->size = n > 0 ? n : 0;
     if (n < 0)
         return n == -EPERM; /* the kernel gives the errno, but for a guest that can't be read */
     base[0] = '/';
@@ -235,9 +243,11 @@ static int umvm_interrupted(int tid)
     return umvm_copy(tid, &rax, strtoull(sp, NULL, 16) + RAX, sizeof rax, 0) == sizeof rax && rax == -EINTR;
 }
 
-/* 1: the interpreter decides; 0: the kernel runs the call. */
-static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, const struct seccomp_notif *q)
+/* 1: the interpreter decides; 0: the kernel runs the call. `got`: a path that had to be read for it. */
+static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, const struct seccomp_notif *q,
+                      struct umvm_path *got)
 {
+    got->size = 0;
     const __u64 *a = q->data.args;
     if (k->hooked || k->always == 1)
         return 1;
@@ -253,7 +263,7 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 1;
     for (int i = 0; i < 2; i++)
         if (k->path[i] >= 0 &&
-            umvm_route_path(r, q->pid, a[(int)k->path[i]], k->dirfd[i] >= 0 ? (int)a[(int)k->dirfd[i]] : AT_FDCWD))
+            umvm_route_path(r, q->pid, a[(int)k->path[i]], k->dirfd[i] >= 0 ? (int)a[(int)k->dirfd[i]] : AT_FDCWD, got))
             return 1;
     if (umvm_moves_dirs(q->data.nr))
         umvm_forget_dirs();
