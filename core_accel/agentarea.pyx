@@ -22,7 +22,7 @@ cdef extern from "pathwalk.h":
 
 cdef extern from "agent/layout.h":
     const uint32_t UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE, UMVM_ROUTE, UMVM_STUBS, UMVM_SELF
-    const uint32_t UMVM_STATE
+    const uint32_t UMVM_STATE, UMVM_GATES
     const int UMVM_VIEWS, UMVM_VIEW_ROOM, UMVM_TEXTS, UMVM_MAILBOXES, UMVM_MAX_NR
     const uint64_t UMVM_ENV_STAMP
     struct umvm_kind:
@@ -81,6 +81,7 @@ cdef extern from "agent/layout.h":
         uint64_t gated
         uint64_t walked
         uint64_t unpatched
+        uint8_t answered[4096]
         umvm_mailbox mailboxes[64]
     struct umvm_self:
         void *entry
@@ -193,6 +194,11 @@ cdef class Area:
             text = b"%sl/%02d" % (shadow, i)
             memcpy(self.state.mailboxes[i].loader, <const char *>text, len(text))
         self.route.stamp = UMVM_ENV_STAMP
+
+    def answered(self):
+        """The marks by which agents see that a call of theirs was answered (Engine.set_answered)."""
+        start = <unsigned char *>self.state.answered - self._memory
+        return memoryview(self._map)[start:start + UMVM_GATES]
 
     def set_view(self, points, names):
         """The mount points [(path, id)] in mount order; ``names`` are further last components that

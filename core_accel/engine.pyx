@@ -23,6 +23,9 @@ cdef extern from "kernel.h":
     int umvm_receive(int listener, seccomp_notif *request) nogil
     int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run) nogil
 
+cdef extern from "agent/layout.h":
+    void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
+
 cdef extern from "route.h":
     struct umvm_router:
         int mounts
@@ -62,6 +65,7 @@ cdef class Engine:
     cdef object handler
     cdef object on_gone
     cdef Restarts restarts
+    cdef object marks
     cdef dict idle, holders
     cdef object lock
     cdef int workers
@@ -141,6 +145,12 @@ cdef class Engine:
         for nr in range(MAX_NR):
             self.kinds[nr].hooked = nr in wanted
 
+    def set_answered(self, marks not None):
+        """Writable memory in which agents look whether a call was answered (Area.answered)."""
+        cdef unsigned char[::1] view = marks
+        self.marks = view  # keeps it
+        self.restarts.answered = &view[0]
+
     def forget_paths(self):
         """Drop what is known of host directories (after a rename or removal)."""
         umvm_route_forget()
@@ -163,6 +173,8 @@ cdef class Engine:
         v.kind = LATER
         while True:
             with nogil:
+                if v.kind < LATER:
+                    umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
                 failed = umvm_conclude(fd, last, &v)
                 while True:
                     path.size = 0
@@ -172,6 +184,7 @@ cdef class Engine:
                     if (<unsigned int>q.data.nr < MAX_NR and self.restarts.pending == 0
                             and umvm_route(&self.router, &self.kinds[q.data.nr], &q, &path) == 0):
                         self.router.passed += 1
+                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
                         umvm_answer(fd, q.id, 0, 0, 1)
                         continue
                     break

@@ -1,5 +1,5 @@
 """What others of core_accel need of a Request. Mirrors linux/seccomp.h of Linux 6.6."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "kernel.h":
@@ -40,6 +40,7 @@ cdef class Reply:
 cdef class Restarts:
     cdef dict calls
     cdef int pending
+    cdef uint8_t *answered  # agents' marks (agent/layout.h), or NULL
     cdef add(self, tid, entry)
     cdef drop(self, tid)
 

@@ -5,6 +5,7 @@ import os
 
 cimport cython
 from libc.errno cimport EFAULT, ENOENT, EPERM
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -27,6 +28,9 @@ cdef extern from "rewrite.h":
     long umvm_string(int tid, char *out, uint64_t addr, size_t size) nogil
     long umvm_pidfd(int tid) nogil
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
+
+cdef extern from "agent/layout.h":
+    void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +256,7 @@ cdef class Restarts:
     def __init__(self):
         self.calls = {}
         self.pending = 0
+        self.answered = NULL
 
     cdef add(self, tid, entry):
         self.calls[tid] = entry
@@ -306,6 +311,8 @@ cdef umvm_verdict verdict(Reply r) except *:
 cdef void send(Request q, Reply r):
     cdef umvm_verdict v = verdict(r)
     cdef int n
+    if v.kind <= FD:
+        umvm_mark_answered(q.restarts.answered, q.ip)
     with nogil:
         n = umvm_conclude(q.listener, q.id, &v)
     if n < 0:

@@ -13,7 +13,27 @@ enum { RUN, DONE };
 
 #include "entry.h"
 void umvm_entry(void);
-long ask_gate(const struct regs *);
+long call_at(const struct regs *, uint64_t gate);
+
+/* Makes a call that the supervisor answers.
+
+   A signal that arrives before the supervisor has received the call ends it, with EINTR if the handler doesn't restart
+   calls: with others than the few that may end so (signal(7)), too. Then the call wasn't made, and is repeated. Whether
+   it was received is seen by a mark, which the supervisor sets when it answers: it belongs to the gate that the call is
+   made at, each thread using one of its own. A handler that asks, too, leaves the mark as it was. */
+static NOINLINE long ask_gate(const struct regs *r)
+{
+    uint32_t gate = (uint32_t)SYS1(__NR_gettid, 0) % UMVM_GATES;
+    volatile uint8_t *answered = &STATE->answered[gate];
+    uint8_t before = *answered;
+    long e;
+    do {
+        *answered = 0;
+        e = call_at(r, UMVM_GATE + gate * UMVM_GATE_SIZE);
+    } while (e == -EINTR && !*answered);
+    *answered = before;
+    return e;
+}
 
 static NOINLINE int ask(struct regs *r)
 {

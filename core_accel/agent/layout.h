@@ -9,13 +9,15 @@
 #include <stdint.h>
 
 #define UMVM_AGENT_BASE 0x70000000u
-#define UMVM_AGENT_MASK 0xff000000u /* calls from AGENT_BASE & MASK run, those from the gate's page ask */
+#define UMVM_AGENT_MASK 0xff000000u /* calls from AGENT_BASE & MASK run, those from the gates ask */
 #define UMVM_SELF 0x70001000u       /* struct umvm_self and more, private to the process; then the loader's text */
 #define UMVM_TEXT 0x70080000u       /* the loader's own text */
 #define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area */
 #define UMVM_STATE 0x70200000u      /* struct umvm_state */
 #define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */
-#define UMVM_GATE 0x71000000u
+#define UMVM_GATE 0x71000000u       /* gates: each is a `syscall` that asks the supervisor */
+#define UMVM_GATES 4096u
+#define UMVM_GATE_SIZE 8u
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
@@ -113,6 +115,7 @@ struct umvm_state {
     uint32_t pad;
     uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(65536)));
     uint64_t gated, walked, unpatched; /* counters */
+    uint8_t answered[UMVM_GATES] __attribute__((aligned(4096))); /* of each gate: has the supervisor answered? */
     struct umvm_mailbox mailboxes[UMVM_MAILBOXES] __attribute__((aligned(4096)));
 };
 
@@ -131,6 +134,14 @@ struct umvm_self {
     uint64_t bases[UMVM_STUB_PAGES]; /* load bias + 1 of the file whose stubs begin in that page */
     char exe[8192];      /* path of the program, and what was executed if that is another text */
 };
+
+/* The supervisor answers a call; `ip` is where the call returns to. */
+static inline void umvm_mark_answered(uint8_t *answered, uint64_t ip)
+{
+    uint64_t gate = (ip - UMVM_GATE) / UMVM_GATE_SIZE;
+    if (answered && gate < UMVM_GATES)
+        __atomic_store_n(&answered[gate], 1, __ATOMIC_RELEASE);
+}
 
 /* Verified paths: 40 bits of a hash and the time, as in hostlook.h. */
 #define UMVM_UNIT_MS 4

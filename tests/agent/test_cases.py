@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from agent_fixtures import InAgent, entries
-from harness import Runner
+from harness import Compiler, Runner
 
 NAMES = [
     "storm",
@@ -64,6 +64,22 @@ def test_unpatched(
     native = runner.run([str(cases), name])
     assert in_agent([str(cases), name], env={"XDG_CACHE_HOME": str(empty)}) == native
     assert not os.listdir(empty / "umvm/text"), "a directory that others can write isn't used"
+
+
+def test_signals(
+    in_agent: InAgent,
+    warm: Callable[..., None],
+    guest_binary: Compiler,
+    tmp_path: Path,
+) -> None:
+    """Handlers that don't restart calls: only what waits may be interrupted."""
+    storm, point = guest_binary("signal_storm"), tmp_path / "m"
+    point.mkdir()
+    warm("cat", run="cat /dev/null")
+    body = f"cd {point}; echo >f; {storm} storm f; {storm} wait; echo >$0; {storm} storm $0"
+    result = in_agent(["sh", "-c", body, str(tmp_path / "f")], mounts=(f"memory:none:{point}",))
+    assert result.stdout.count("0 failures, signals 1 1") == 2, result
+    assert result.stdout.count("Interrupted system call") == 5, result
 
 
 def test_copies_are_ours_alone(warm: Callable[..., None], cache_home: Path) -> None:

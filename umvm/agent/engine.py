@@ -49,6 +49,7 @@ class AgentEngine:
             self._looks[nr("mmap")] = self.patcher.see
         self._always = {*self._looks, *map(nr, _EXEC)}
         self._engine = Engine(kinds, self._handle, on_gone)
+        self._engine.set_answered(self.agent.area.answered())
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
         self.set_state(0, 0)
