@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from harness import GUESTS, Result, Runner
+from harness import GUESTS, Result, Runner, analysers, wait_until
 
 from umvm.agent.service import available
 
@@ -32,9 +32,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache directory of all tests here (XDG_CACHE_HOME)."""
-    return tmp_path_factory.mktemp("cache")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache directory of all tests (XDG_CACHE_HOME)."""
+    path = tmp_path_factory.mktemp("cache")
+    yield path
+    assert wait_until(lambda: not analysers(path)), "a process goes on patching programs"
 
 
 def entries(cache_home: Path) -> dict[str, dict[str, Any]]:

@@ -72,10 +72,13 @@ def no_new_descriptors() -> Iterator[None]:
 
 
 @pytest.fixture
-def runner(request: pytest.FixtureRequest, runtime: Path, tmp_path: Path) -> Iterator[Runner]:
+def runner(
+    request: pytest.FixtureRequest, runtime: Path, cache_home: Path, tmp_path: Path
+) -> Iterator[Runner]:
     """Runs commands; fails the test if a process, a file or an unexpected log line stays."""
     log = tmp_path / "supervisor.log"
-    runner = Runner(f"{secrets.token_hex(4)}-{next(_serial)}", runtime, log)
+    marker = f"{secrets.token_hex(4)}-{next(_serial)}"
+    runner = Runner(marker, runtime, log, cache_home)
     yield runner
     leaks = runner.close()
     expected = [mark.args[0] for mark in request.node.iter_markers("expect_log")]

@@ -25,6 +25,10 @@ import pytest
 GUESTS = Path(__file__).parent / "guests"
 MARKER = "UMVM_TEST"
 """An environment variable that every process of a test inherits: how its leftovers are found."""
+ENGINE = "UMVM_ENGINE"
+"""The environment variable that chooses the engine of the VMs that the tests start."""
+ANALYSER = "umvm.agent.analyse"
+"""The process that patches programs may outlive its VM; what it uses is known at the end."""
 UMVM = (sys.executable, "-m", "umvm")
 PYTHON = (sys.executable, "-I", "-S", "-B")
 """Python for guests: starts fast and writes nothing beside its sources."""
@@ -63,20 +67,24 @@ def argv_of(body: Body) -> list[str]:
 class Runner:
     """Starts the processes of one test and ends those that the test left."""
 
-    def __init__(self, marker: str, runtime: Path, log: Path) -> None:
+    def __init__(self, marker: str, runtime: Path, log: Path, cache: Path | None = None) -> None:
+        """`cache`: the XDG_CACHE_HOME of what is started, with the patched programs of the agent."""
         self.marker, self.runtime, self.log = marker, runtime, log
+        self._cache = cache or log.parent / ".cache"
         self._started: list[subprocess.Popen[bytes]] = []
         self.home = log.parent
 
     def environ(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a test's command: nothing of the user's settings reaches it."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("UMVM_", "XDG_", "COV_"))}
+        foreign = ("UMVM_", "XDG_", "COV_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) or k == ENGINE}
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         return kept | {
             "PATH": path,
             "LC_ALL": "C.UTF-8",
             "HOME": str(self.home),
             "XDG_RUNTIME_DIR": str(self.runtime),
+            "XDG_CACHE_HOME": str(self._cache),
             "XDG_CONFIG_HOME": str(self.home / ".config"),
             "PYTHONDONTWRITEBYTECODE": "1",
             MARKER: self.marker,
@@ -225,8 +233,21 @@ def marked_processes(marker: str) -> dict[int, str]:
             line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue  # another user's, or gone
-        if pid != os.getpid():
+        if pid != os.getpid() and ANALYSER.encode() not in line:
             found[pid] = line.decode(errors="replace").strip()
+    return found
+
+
+def analysers(cache: Path) -> list[int]:
+    """The processes that write to a cache of patched programs."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if ANALYSER.encode() in line and os.fsencode(cache) in line:
+            found.append(pid)
     return found
 
 

@@ -109,7 +109,7 @@ def run(
 
         settings = files.read(config if config is not None else files.profile(str(profile)))
     name = name or settings.get("name")
-    engine = engine or settings.get("engine") or "notify"
+    engine = engine or settings.get("engine") or os.environ.get("UMVM_ENGINE") or "notify"
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}: expected {', '.join(ENGINES)}")
     all_modules = [*settings.get("modules", ()), *modules]

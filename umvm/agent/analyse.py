@@ -2,7 +2,8 @@
 
 It is run as `python -m umvm.agent.analyse DIR`. Standard input is a Unix socket: each message is
 a file's path with a descriptor on it; each answer a JSON array of the entries made for its
-segments. It ends when the socket is closed.
+segments. It ends when it has read all and the socket is closed: what a short VM used is known to
+the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -24,18 +27,15 @@ MEMORY_CALLS = frozenset((10, 11, 12, 25, 329))
 
 
 def analyse(cache: Cache, fd: int, path: str) -> list[Entry]:
-    """Analyse an open file; the entries that were added."""
+    """Analyse an open file; the entries that were added. ValueError: it is no program."""
     from core_accel import agentarea
     from umvm.agent.calls import AGENT_KINDS
     from umvm.agent.elf import Elf
 
     st = os.fstat(fd)
     data = os.pread(fd, st.st_size, 0)
-    try:
-        elf = Elf(data)
-        segments = elf.executable()
-    except ValueError:
-        return []
+    elf = Elf(data)
+    segments = elf.executable()
     entries = []
     build_id = elf.build_id()
     for segment in segments:
@@ -67,6 +67,7 @@ def analyse(cache: Cache, fd: int, path: str) -> list[Entry]:
 def main() -> None:
     """Serve one supervisor."""
     os.nice(10)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor has all blocked
     cache = Cache(Path(sys.argv[1]))
     with socket.socket(fileno=0) as sock:
         while True:
@@ -78,11 +79,16 @@ def main() -> None:
                 return
             answer: list[Entry] = []
             try:
-                with contextlib.suppress(OSError):
-                    answer = analyse(cache, fds[0], os.fsdecode(message))
+                with cache.alone():
+                    known = cache.about(Key.of(os.fstat(fds[0]), 0))
+                    answer = known or analyse(cache, fds[0], os.fsdecode(message))
+            except (OSError, ValueError, struct.error):
+                pass  # damaged, or no program: nothing is patched
             finally:
                 for fd in fds:
                     os.close(fd)
+            if not answer:
+                continue
             with contextlib.suppress(BrokenPipeError):  # the VM has ended; the cache has it
                 sock.sendall(json.dumps(answer).encode())
 

@@ -1,11 +1,13 @@
-"""Has files analysed that guests map, away from the calls, and tells the agents of the results."""
+"""Has files analysed that guests map, away from the calls, and tells the agents of the results.
+
+The process that does it holds nothing of the caller's (terminal, pipes), as it may outlive the VM.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import queue
 import re
 import socket
 import stat
@@ -21,8 +23,6 @@ from umvm.agent.cache import Cache, Entry, Key
 log = logging.getLogger(__name__)
 
 PROT_EXEC, PROT_WRITE, MAP_ANONYMOUS = 4, 2, 0x20
-PENDING = 256
-"""Files that may wait; more are seen again when they are mapped again."""
 
 
 class Patcher:
@@ -33,8 +33,7 @@ class Patcher:
         self._area = area
         self._cache = Cache(directory)
         self._known: set[Key] = set()
-        self._queue: queue.Queue[tuple[int, str] | None] = queue.Queue(PENDING)
-        self._thread: threading.Thread | None = None
+        self._files: socket.socket | None = None
         self._lock = threading.Lock()
         self._copies: dict[bytes, Entry] = {}
         prefix = re.escape(os.fsencode(directory))
@@ -59,13 +58,12 @@ class Patcher:
             os.close(fd)
             return None
         try:
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            self._queue.put_nowait((fd, path))
-        except (OSError, queue.Full):
+            path = os.readlink(b"/proc/self/fd/%d" % fd)
+            socket.send_fds(self._analyser(), [path], [fd], socket.MSG_DONTWAIT)
+        except OSError:
+            self._known.discard(key)  # too many at once: it is seen again when it is mapped again
+        finally:
             os.close(fd)
-            self._known.discard(key)
-            return None
-        self._start()
         return None
 
     def unpatched(self, maps: bytes) -> bytes:
@@ -82,14 +80,10 @@ class Patcher:
         return line.ljust(72) + b" " + os.fsencode(entry.path)
 
     def close(self) -> None:
-        """Stop; what is being analysed is finished by nobody."""
+        """Stop listening. What was seen is analysed nevertheless, for later VMs."""
         with self._lock:
-            if self._thread is not None:
-                self._queue.put(None)
-
-    def idle(self) -> bool:
-        """Is nothing waiting or being analysed?"""
-        return self._queue.unfinished_tasks == 0
+            if self._files is not None:
+                self._files.shutdown(socket.SHUT_WR)
 
     def _first(self, key: Key) -> bool:
         with self._lock:
@@ -97,11 +91,14 @@ class Patcher:
             self._known.add(key)
             return new
 
-    def _start(self) -> None:
+    def _analyser(self) -> socket.socket:
+        """Where to send files; the process is started by a thread, so that no guest waits for it."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True, name="umvm-patch")
-                self._thread.start()
+            if self._files is None:
+                self._files, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                work = threading.Thread(target=self._work, args=(self._files, theirs), daemon=True)
+                work.start()
+            return self._files
 
     def _tell(self, entry: Entry) -> None:
         self._known.add(entry.key._replace(offset=0))
@@ -114,33 +111,17 @@ class Patcher:
             entry.copy_size, entry.name.encode(), entry.id_offset, bytes.fromhex(entry.build_id),
         )  # fmt: skip
 
-    def _work(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _work(self, files: socket.socket, theirs: socket.socket) -> None:
+        """Start the process and hear what it found, until it has done all or the VM ends."""
         command = [sys.executable, "-m", "umvm.agent.analyse", os.fspath(self._cache.directory)]
-        with ours, theirs:
-            process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
-            theirs.close()
-            while True:
-                item = self._queue.get()
-                if item is None:
-                    break
-                fd, path = item
-                try:
-                    self._analyse(ours, fd, path)
-                except (OSError, ValueError) as error:
-                    log.warning("can't analyse %s: %s", path, error)
-                    break
-                finally:
-                    os.close(fd)
-                    self._queue.task_done()
+        with theirs:
+            process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        while answer := files.recv(1 << 16):
+            for one in json.loads(answer):
+                entry = Entry(Key(*one[0]), *one[1:])
+                log.info("%s: %d calls patched", entry.path, entry.sites)
+                self._tell(entry)
         process.wait()
-
-    def _analyse(self, sock: socket.socket, fd: int, path: str) -> None:
-        socket.send_fds(sock, [os.fsencode(path)], [fd])
-        answer = sock.recv(1 << 16)
-        if not answer:
-            raise OSError("the analysing process ended")
-        for one in json.loads(answer):
-            entry = Entry(Key(*one[0]), *one[1:])
-            log.info("%s: %d calls patched", path, entry.sites)
-            self._tell(entry)
