@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SETTLE = 10.0
 """Seconds that an unmount waits for a file system's `release`."""
+ORDER = 0.05
+"""Seconds that a call waits for what was closed before it; Linux queues one behind the other."""
 KILL = 2.0
 """Seconds that a forced unmount waits for it."""
 WRITE_BACK = 1.0
@@ -373,6 +375,11 @@ class Files(OpenNames):
         """Wait until file systems were told of the closes so far; False: it takes too long."""
         self.drain()
         return self._releases.settle(mount, timeout)
+
+    def in_order(self, mount: Mount) -> None:
+        """Where a file system wants it, have it told of earlier closes before what comes now."""
+        if mount.fs.orderly:
+            self.settle(mount, ORDER)
 
     def sync_mount(self, mount: Mount) -> None:
         """A mount is about to end: write mappings back, and finish its releases."""

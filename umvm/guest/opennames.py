@@ -156,12 +156,21 @@ class OpenNames:
         """
         if mount.fs.open_unlinked:
             return b""
-        if all(file.is_path for file in self.on_path(mount, path)):
+        if not self._in_use(mount, path):
+            return b""
+        self.in_order(mount)
+        if not self._in_use(mount, path):
             return b""
         hidden = _hidden_name(path.rpartition(b"/")[0])
         mount.fs.rename(path, hidden)
         self._rename_hidden(mount, path, hidden)
         return hidden
+
+    def _in_use(self, mount: Mount, path: bytes) -> bool:
+        return not all(file.is_path for file in self.on_path(mount, path))
+
+    def in_order(self, mount: Mount) -> None:
+        """See `Files`."""
 
     def drop_hidden(self, mount: Mount, directory: bytes) -> bool:
         """Make room for rmdir(2): move hidden files elsewhere. False: none, or it fails."""

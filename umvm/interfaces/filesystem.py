@@ -113,6 +113,8 @@ class FileSystem:
     """Seconds that the VM may believe that a name exists and is (or isn't) a symbolic link."""
     wants_flush = False
     """`flush` does something, so that each close(2) has to ask."""
+    orderly = False
+    """`open`, `create`, `unlink` … come after the `release` of files that were closed before."""
     subtype = ""
     """Shown in /proc/mounts as fuse.SUBTYPE; empty: the mount's type name."""
 

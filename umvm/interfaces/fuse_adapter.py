@@ -42,6 +42,8 @@ class _Directory(int):
 class FuseAdapter(FuseCalls):
     """A `FileSystem` that asks a fusepy- or mfusepy-style Operations object."""
 
+    orderly = True
+
     def __init__(
         self,
         operations: Any,

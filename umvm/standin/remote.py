@@ -19,6 +19,8 @@ from umvm.standin import wire
 
 log = logging.getLogger(__name__)
 
+_GOODBYE = 1.0
+"""Seconds that the end of a mount waits for calls under way."""
 _RESULT_MAX = 64 << 20
 """A longer answer (a directory of a million names is half of this) ends the connection."""
 
@@ -73,6 +75,7 @@ class RemoteOperations(FileSystem):
     """
 
     default_permissions = False
+    orderly = True
 
     def __init__(self, sock: socket.socket) -> None:
         """Own `sock`, a SOCK_SEQPACKET connection to a `Session`."""
@@ -102,7 +105,10 @@ class RemoteOperations(FileSystem):
         self._trivial = frozenset(trivial)
 
     def destroy(self) -> None:
-        """Hang up: the guest's FUSE() then ends. Linux doesn't wait for a server either."""
+        """Hang up: the guest's FUSE() then ends. Calls under way may still get their answers: a
+        program that ends its own mount was asked something when it decided so."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._dead or not self._calls, _GOODBYE)
         self._hang_up()
         self._socket.close()
 
@@ -152,6 +158,8 @@ class RemoteOperations(FileSystem):
         finally:
             with self._turn:
                 self._calls.pop(ident, None)
+                if not self._calls:
+                    self._turn.notify_all()
 
     def _send(self, message: bytes) -> None:
         try:

@@ -258,9 +258,11 @@ def _rmdir(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None:
         try:
             mount.fs.rmdir(inside)
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY or not _all_hidden(vm, mount, inside):
+            if error.errno != errno.ENOTEMPTY:
                 raise
-            vm.files.drop_hidden(mount, inside)
+            vm.files.in_order(mount)  # a hidden file may be about to go
+            if _all_hidden(vm, mount, inside):
+                vm.files.drop_hidden(mount, inside)
             mount.fs.rmdir(inside)
         vm.files.removed(mount, inside, attr._replace(nlink=0))
         mount.forget()

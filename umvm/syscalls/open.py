@@ -61,6 +61,7 @@ def open_at(
         where = _find(vm, req, dirfd, path, how)
         if where.mount is None:
             return _host(vm, req, where, how, index)
+        vm.files.in_order(where.mount)
         try:
             if where.missing:
                 return _create(vm, req, where, how)
