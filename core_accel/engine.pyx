@@ -168,14 +168,14 @@ cdef class Engine:
         cdef seccomp_notif q
         cdef umvm_path path
         cdef umvm_verdict v
-        cdef uint64_t last = 0
         cdef int r, failed
+        q.id = 0
         v.kind = LATER
         while True:
             with nogil:
                 if v.kind < LATER:
                     umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                failed = umvm_conclude(fd, last, &v)
+                failed = umvm_conclude(fd, q.id, &v)
                 while True:
                     path.size = 0
                     r = umvm_receive(fd, &q)
@@ -199,7 +199,6 @@ cdef class Engine:
                     self._close(fd)
                 return
             self.router.claimed += 1
-            last = q.id
             v = self._claimed(fd, &q, &path)
 
     cdef umvm_verdict _claimed(self, int fd, seccomp_notif *q, umvm_path *path) except *:
