@@ -8,6 +8,7 @@ import select
 cimport cython
 from libc.errno cimport EIO
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from core_accel.pathwalk cimport seen_dirs
@@ -25,6 +26,22 @@ cdef extern from "kernel.h":
 
 cdef extern from "agent/layout.h":
     void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
+
+cdef extern from "creds.h":
+    const int UMVM_RECORDS, UMVM_QUICK_GROUPS
+    struct umvm_creds:
+        uint32_t valid
+        uint32_t ids[8]
+        uint32_t count
+        uint32_t groups[22]
+    struct umvm_identity:
+        int on
+        uint8_t quick[512]
+        umvm_creds *records
+        uint64_t *peers
+        uint64_t answered
+    int umvm_quick(umvm_identity *, int listener, const seccomp_notif *) nogil
+    long umvm_peer(const umvm_identity *, int pid) nogil
 
 cdef extern from "route.h":
     struct umvm_router:
@@ -61,9 +78,13 @@ cdef enum:
 cdef class Engine:
     """Worker threads on every listener of one VM."""
     cdef umvm_router router
+    cdef umvm_identity identity
     cdef umvm_call_kind kinds[MAX_NR]
     cdef object handler
     cdef object on_gone
+    cdef object on_expected
+    cdef set expected
+    cdef int expecting
     cdef Restarts restarts
     cdef object marks
     cdef dict idle, holders
@@ -71,9 +92,10 @@ cdef class Engine:
     cdef int workers
     cdef Reply run, done
 
-    def __cinit__(self, kinds, handler, on_gone):
+    def __cinit__(self, kinds, handler, on_gone, on_expected=None):
         cdef int nr
         memset(&self.router, 0, sizeof(self.router))
+        memset(&self.identity, 0, sizeof(self.identity))
         for nr in range(MAX_NR):
             memset(&self.kinds[nr], 0, sizeof(umvm_call_kind))
             self.kinds[nr].fd = self.kinds[nr].path[0] = self.kinds[nr].path[1] = -1
@@ -87,6 +109,8 @@ cdef class Engine:
                 self.kinds[nr].dirfd[i] = dirfds[i]
         self.handler = handler
         self.on_gone = on_gone
+        self.on_expected = on_expected
+        self.expected = set()
         self.restarts = _Restarts()
         self.idle = {}
         self.holders = {}
@@ -151,6 +175,47 @@ cdef class Engine:
         self.marks = view  # keeps it
         self.restarts.answered = &view[0]
 
+    def set_identity(self, numbers):
+        """The calls on credentials that are answered here from the records; none: all are asked."""
+        cdef int nr
+        wanted = set(numbers)
+        if wanted and self.identity.records is NULL:
+            self.identity.peers = <uint64_t *>calloc(UMVM_RECORDS, sizeof(uint64_t))
+            self.identity.records = <umvm_creds *>calloc(UMVM_RECORDS, sizeof(umvm_creds))
+            if self.identity.records is NULL or self.identity.peers is NULL:
+                raise MemoryError()
+        for nr in range(MAX_NR):
+            self.identity.quick[nr] = nr in wanted
+        self.identity.on = len(wanted) > 0
+
+    def set_record(self, int number, ids, groups):
+        """Record ``number``: real, effective, saved and file system ids of user, then group."""
+        cdef umvm_creds *own
+        cdef int i
+        if self.identity.records is NULL or not 0 <= number < UMVM_RECORDS:
+            return
+        own = &self.identity.records[number]
+        own.valid = 0
+        for i in range(8):
+            own.ids[i] = ids[i]
+        own.count = len(groups)
+        for i in range(min(len(groups), UMVM_QUICK_GROUPS)):
+            own.groups[i] = groups[i]
+        own.valid = 1
+
+    def peer(self, int pid):
+        """The record that a process had when it last made a socket known to others; -1: unknown."""
+        return umvm_peer(&self.identity, pid)
+
+    def __dealloc__(self):
+        free(self.identity.records)
+        free(self.identity.peers)
+
+    def set_expected(self, tids):
+        """Threads whose next call is announced before it is decided, by ``on_expected(tid)``."""
+        self.expected = set(tids)
+        self.expecting = len(self.expected)
+
     def forget_paths(self):
         """Drop what is known of host directories (after a rename or removal)."""
         umvm_route_forget()
@@ -181,7 +246,11 @@ cdef class Engine:
                     r = umvm_receive(fd, &q)
                     if r < 0:
                         break
+                    if (self.identity.on and self.restarts.pending == 0 and self.expecting == 0
+                            and umvm_quick(&self.identity, fd, &q)):
+                        continue
                     if (<unsigned int>q.data.nr < MAX_NR and self.restarts.pending == 0
+                            and self.expecting == 0
                             and umvm_route(&self.router, &self.kinds[q.data.nr], &q, &path) == 0):
                         self.router.passed += 1
                         umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
@@ -205,8 +274,15 @@ cdef class Engine:
         cdef Request request = make_request(fd, q, self.restarts)
         cdef Reply reply
         cdef umvm_verdict v
-        if self.restarts.pending:
-            if resume(request):
+        if self.restarts.pending or self.expecting:
+            if self.restarts.pending and resume(request):
+                return verdict(self.done)
+            if request.tid in self.expected:
+                try:
+                    self.on_expected(request.tid)
+                except BaseException:
+                    log.exception("before %r", request)
+            if self.identity.on and umvm_quick(&self.identity, fd, q):
                 return verdict(self.done)
             if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
                 return verdict(self.run)

@@ -5,6 +5,8 @@ Options:
 - `uid=`, `gid=` the first process's ids or names, 0 by default; `gid` by default the group that the
   user has in the password file, else the number of `uid`
 - `groups=` its further groups, with `:` between them, by default `gid` only
+- `caps=` its capabilities: `all`, `none`, or names with `:` between them; by default all for root
+  and none for others. The bounding set is limited to them.
 - `lenient` changes of owner and device files that only root may make on the host seem to succeed:
   the owner stays, and an empty file takes the place of a device
 
@@ -20,19 +22,23 @@ import pwd
 from collections.abc import Callable
 from typing import Any
 
+from umvm import capabilities
 from umvm.errors import UsageError
 from umvm.interfaces.identity import ID_MAX, Credentials, Identity, login
 from umvm.routes import Identity as IdentityRoute
 
-_OPTIONS = frozenset(("uid", "gid", "groups", "lenient"))
+_OPTIONS = frozenset(("uid", "gid", "groups", "caps", "lenient"))
 
 
 class Ids(Identity):
     """All guests start as one user, who has the real user's files."""
 
-    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], lenient: bool = False) -> None:
+    def __init__(
+        self, uid: int, gid: int, groups: tuple[int, ...], lenient: bool = False,
+        caps: int | None = None,
+    ) -> None:  # fmt: skip
         self.lenient = lenient
-        self._first = login(uid, gid, groups)
+        self._first = login(uid, gid, groups, caps)
         self._own = os.geteuid(), os.getegid()
 
     def first(self) -> Credentials:
@@ -90,7 +96,11 @@ def make(options: dict[str, str]) -> Ids:
     gid = _number(options["gid"], _group) if "gid" in options else _group_of(uid)
     names = options.get("groups", str(gid)).split(":")
     groups = tuple(_number(name, _group) for name in names if name)
-    return Ids(uid, gid, groups, "lenient" in options)
+    try:
+        caps = capabilities.read(options["caps"], ":") if "caps" in options else None
+    except ValueError as error:
+        raise UsageError(f"ident: {error}") from None
+    return Ids(uid, gid, groups, "lenient" in options, caps)
 
 
 def umvm_start(vm: Any, options: dict[str, str]) -> list[IdentityRoute]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core_accel.request import Reply, Request
 from umvm.guest.events import Events
 from umvm.interfaces.identity import Identity
-from umvm.syscalls import identity, owners, table
+from umvm.syscalls import identity, owners, privilege, table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
 
@@ -22,8 +22,14 @@ log = logging.getLogger(__name__)
 
 Hook = Callable[[Request], Reply | None]
 _EXEC = ("execve", "execveat")
+_QUICK = (
+    "getuid geteuid getgid getegid getresuid getresgid getgroups kill tkill tgkill rt_sigqueueinfo "
+    "rt_tgsigqueueinfo connect listen socketpair"
+).split()
+"""What the engine itself may answer, or has to note, while an identity is active."""
 _FAILED = Reply.error(errno.EIO)
-assert owners.CALLS is identity.CALLS  # that module adds to the table of this one
+assert owners.CALLS is identity.CALLS  # these add to the table of that one
+assert privilege.OPTIONS
 
 
 class Calls:
@@ -52,10 +58,13 @@ class Calls:
             for name, handlers in hooks.items()
             for call in expand((name,))
         }
+        quick: set[int] = set()
         if active is not None:
             for call, handler in identity.CALLS.items():
                 hook: Hook = partial(_with_identity, self._vm, handler, active)
                 numbers.setdefault(table.nr(call), []).append(hook)
+            hooked = {table.nr(call) for name in hooks for call in expand((name,))}
+            quick = {table.nr(call) for call in _QUICK} - hooked
         wanted = frozenset(wanted)
         if "umvm_process_exec" in wanted:
             for call in _EXEC:
@@ -63,6 +72,7 @@ class Calls:
         watching = bool(wanted - {"umvm_process_exec"})
         self._hooks = numbers
         self._vm.identity = self._vm.procs.identity = active
+        self._vm.use_identity(active, set() if watching else quick)
         self._vm.procs.forget(0)
         with self._events.switched(watching):
             self._seen = self._events.seen if watching else None

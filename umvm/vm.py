@@ -9,7 +9,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
@@ -18,6 +18,7 @@ from core_accel.request import Reply, Request
 from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
+from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
 from umvm.guest.images import Images
@@ -63,11 +64,14 @@ class VirtualMachine:
         self._listeners = 0
         self.identity: Identity | None = None
         self.marks = Marks()
+        self._quick: set[int] = set()
+        self._quick_on = True
+        self.creds = CredentialStore(self.marks, self.credentials_changed)
         self.events = Events(self)
         self.calls = Calls(self, self.events)
         self.init = Init()
         self.shadow = Shadow(name)
-        self.procs = Processes(self.marks)
+        self.procs = Processes(self.creds)
         self.mount_table = MountTable()
         self.files = Files(self.shadow, self.state_changed, self.released)
         self.specials = Specials(self.shadow, self.state_changed)
@@ -80,10 +84,12 @@ class VirtualMachine:
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
         if kind == "notify":
-            return Engine(KINDS, self.dispatch, self._gone)
+            return Engine(KINDS, self.dispatch, self._gone, self.creds.arrived)
         from umvm.agent.engine import AgentEngine
 
-        return AgentEngine(KINDS, self.dispatch, self._gone, self.shadow.path)
+        return AgentEngine(
+            KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived
+        )
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -108,6 +114,27 @@ class VirtualMachine:
         served = len(self.mount_table.all)
         opened = len(self.files)
         self.engine.set_state(opened + len(self.specials), 1 if served or opened else 0)
+
+    def use_identity(self, active: Identity | None, quick: set[int]) -> None:
+        """Another identity is active; `quick` are the calls on it that the engine may answer."""
+        self._quick = set()
+        self.creds.use(active)
+        self._quick, self._quick_on = quick, True
+        self.engine.set_identity(quick)
+        self.marks.tell(self._tell_engine)
+
+    def _tell_engine(self, number: int, record: dict[Hashable, Any]) -> None:
+        if self.identity is not None:
+            own = record.get(self.identity) or self.identity.first()
+            self.engine.set_record(number, own[:8], own.groups)
+
+    def credentials_changed(self) -> None:
+        """Tell the engine which threads it has to announce (`CredentialStore.arrived`)."""
+        self.procs.forget(0)
+        self.engine.set_expected(self.creds.waited_for())
+        if bool(self.creds.splits) == self._quick_on and self._quick:
+            self._quick_on = not self.creds.splits
+            self.engine.set_identity(self._quick if self._quick_on else ())
 
     # --- guests ----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core_accel.engine import Engine
@@ -35,6 +35,7 @@ class AgentEngine:
         handler: Callable[[Request], Reply | None],
         on_gone: Callable[[int], None],
         shadow: bytes,
+        on_expected: Callable[[int], object] | None = None,
     ) -> None:
         """As `Engine`; `shadow` is the VM's directory. OSError: the areas can't be made."""
         cache = default_directory()
@@ -48,7 +49,7 @@ class AgentEngine:
         if self.patcher is not None:
             self._looks[nr("mmap")] = self.patcher.see
         self._always = {*self._looks, *map(nr, _EXEC)}
-        self._engine = Engine(kinds, self._handle, on_gone)
+        self._engine = Engine(kinds, self._handle, on_gone, on_expected)
         self._engine.set_answered(self.agent.area.answered())
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
@@ -115,6 +116,22 @@ class AgentEngine:
         wanted = set(numbers)
         self._engine.set_hooks(wanted | self._always)
         self.agent.area.set_hooks(wanted)
+
+    def set_identity(self, numbers: Iterable[int]) -> None:
+        """As `Engine.set_identity`."""
+        self._engine.set_identity(numbers)
+
+    def set_record(self, number: int, ids: Sequence[int], groups: Sequence[int]) -> None:
+        """As `Engine.set_record`."""
+        self._engine.set_record(number, ids, groups)
+
+    def peer(self, pid: int) -> int:
+        """As `Engine.peer`."""
+        return self._engine.peer(pid)
+
+    def set_expected(self, tids: Iterable[int]) -> None:
+        """As `Engine.set_expected`."""
+        self._engine.set_expected(tids)
 
     def forget_paths(self) -> None:
         """As `Engine.forget_paths`."""

@@ -13,7 +13,7 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 RLIMIT_LOCKS = 10
@@ -31,6 +31,14 @@ class Marks:
         self._records: list[Record] = [{}]
         self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
         self._lock = threading.Lock()
+        self._told: Callable[[int, Record], None] | None = None
+
+    def tell(self, told: Callable[[int, Record], None]) -> None:
+        """Have `told(number, record)` called for each record, those to come included."""
+        with self._lock:
+            self._told = told
+            for number, record in enumerate(self._records):
+                told(number, record)
 
     @property
     def used(self) -> bool:
@@ -58,6 +66,10 @@ class Marks:
             except ValueError:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
 
+    def record(self, number: int) -> Record:
+        """The record with a number."""
+        return self._records[number]
+
     def _of(self, pid: int) -> Record:
         try:
             number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
@@ -72,6 +84,8 @@ class Marks:
             number = len(self._records)
             if number >= MAX_RECORDS:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            if self._told is not None:
+                self._told(number, record)  # before any process can have it
             self._records.append(record)
             self._numbers[items] = number
         return number

@@ -6,9 +6,9 @@ import os
 import time
 from typing import NamedTuple
 
-from umvm.guest.marks import Marks
+from umvm.guest.credentials import CredentialStore
 from umvm.interfaces.filesystem import Caller
-from umvm.interfaces.identity import Credentials, Identity
+from umvm.interfaces.identity import Identity
 
 BELIEVED = 0.1
 """Seconds that a thread's credentials are kept: less than it takes to use up all process ids."""
@@ -29,9 +29,9 @@ class Task(NamedTuple):
 class Processes:
     """Credentials of guest threads, read from /proc/TID/status and kept for a moment."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, creds: CredentialStore) -> None:
         self.identity: Identity | None = None
-        self._marks = marks
+        self._creds = creds
         self._tasks: dict[int, tuple[float, Task]] = {}
 
     def task(self, tid: int) -> Task:
@@ -42,7 +42,7 @@ class Processes:
             return known[1]
         task = read_task(tid)
         if self.identity is not None:
-            task = self._present(tid, task, self.identity)
+            task = self._present(tid, task)
         if len(self._tasks) > 4096:
             self._tasks = {t: k for t, k in list(self._tasks.items()) if now < k[0]}
         self._tasks[tid] = (now + BELIEVED, task)
@@ -60,8 +60,8 @@ class Processes:
         """The thread is about to change its ids, groups or umask (which threads may share)."""
         self._tasks.clear()
 
-    def _present(self, tid: int, task: Task, identity: Identity) -> Task:
-        own: Credentials = self._marks.get(tid, identity) or identity.first()
+    def _present(self, tid: int, task: Task) -> Task:
+        own = self._creds.get(tid)
         caller = task.caller._replace(uid=own.fsuid, gid=own.fsgid, groups=own.groups)
         real = caller
         if (own.ruid, own.rgid) != (own.fsuid, own.fsgid):

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 ID_MAX = 0xFFFFFFFE
 """-1 is no id: it says "no change" to chown(2) and setresuid(2)."""
-CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN = 0, 6, 7, 8, 21
+CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 5, 6, 7, 8
+CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE, CAP_SYS_TIME = 19, 21, 23, 24, 25
 """Numbers of capabilities (include/uapi/linux/capability.h)."""
+NOROOT, NO_SETUID_FIXUP, KEEP_CAPS, KEEP_CAPS_LOCKED, NO_AMBIENT_RAISE = 1, 4, 16, 32, 64
+"""Bits of the securebits (include/uapi/linux/securebits.h)."""
 
 
 class Credentials(NamedTuple):
@@ -33,8 +36,17 @@ class Credentials(NamedTuple):
     permitted: int = 0
     effective: int = 0
     inheritable: int = 0
-    keep: bool = False
-    """PR_SET_KEEPCAPS: the permitted set outlives the loss of user id 0."""
+    bounding: int = 0
+    ambient: int = 0
+    securebits: int = 0
+    no_new_privs: bool = False
+    dumpable: int = 1
+    """PR_GET_DUMPABLE; unless it is 1 /proc/PID belongs to root, and others can't look in."""
+
+    @property
+    def keep(self) -> bool:
+        """PR_SET_KEEPCAPS: the permitted set outlives the loss of user id 0."""
+        return bool(self.securebits & KEEP_CAPS)
 
     def may(self, capability: int) -> bool:
         """Is a capability in the effective set?"""
@@ -52,11 +64,21 @@ def all_capabilities() -> int:
     return (2 << last) - 1
 
 
-def login(uid: int, gid: int, groups: tuple[int, ...]) -> Credentials:
-    """The credentials of a user's first process; user 0 has all capabilities."""
-    caps = all_capabilities() if uid == 0 else 0
+def login(
+    uid: int, gid: int, groups: tuple[int, ...], capabilities: int | None = None
+) -> Credentials:
+    """The credentials of a user's first process.
+
+    User 0 has all capabilities, others none. With `capabilities` the process has those, bounding
+    set included, and keeps them when it executes a program.
+    """
+    every = all_capabilities()
+    bounding = every if capabilities is None else capabilities & every
+    own = bounding if uid == 0 or capabilities is not None else 0
+    kept = own if uid != 0 else 0
     return Credentials(
-        uid, uid, uid, uid, gid, gid, gid, gid, tuple(sorted(groups)), caps, caps, 0
+        uid, uid, uid, uid, gid, gid, gid, gid, tuple(sorted(groups)), own, own, kept, bounding,
+        kept,
     )  # fmt: skip
 
 

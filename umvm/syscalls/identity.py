@@ -1,8 +1,7 @@
-"""Calls on user ids, group ids and capabilities where a module gives the guests an identity.
+"""Calls on user ids and group ids where a module gives the guests an identity.
 
-Without one they are the kernel's (umvm/syscalls/process.py). What a process changed is its mark,
-which its children inherit (umvm/guest/marks.py). Credentials belong to a process here, not to a
-thread.
+Without one they are the kernel's (umvm/syscalls/process.py). umvm/guest/credentials.py keeps what
+threads have, umvm/syscalls/privilege.py has the calls on capabilities, and execve(2).
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from umvm.guest.process import status
 from umvm.interfaces.filesystem import Attr
-from umvm.interfaces.identity import CAP_SETGID, Credentials, Identity, all_capabilities
-from umvm.syscalls.context import DONE, Reply, Request, fail, program_of, signed
+from umvm.interfaces.identity import CAP_SETGID, Credentials, Identity
+from umvm.syscalls.context import DONE, Reply, Request, fail, signed
 from umvm.vfs import credentials as rules
 
 if TYPE_CHECKING:
@@ -25,8 +23,7 @@ Handler = Callable[["VirtualMachine", Request, Identity], Reply | None]
 CALLS: dict[str, Handler] = {}
 """Asked while an identity is active, after the modules' hooks and before the call's family."""
 NGROUPS_MAX = 65536
-PR_SET_KEEPCAPS = 8
-_NONE = 0xFFFFFFFF
+NONE = 0xFFFFFFFF
 
 
 def handles(*names: str) -> Callable[[Handler], Handler]:
@@ -42,29 +39,30 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 def credentials(vm: VirtualMachine, tid: int, identity: Identity) -> Credentials:
     """The credentials that a guest thread has. OSError(ESRCH) when it is gone."""
-    changed: Credentials | None = vm.marks.get(tid, identity)
-    return changed or identity.first()
+    return vm.creds.get(tid)
 
 
 def shown(vm: VirtualMachine, attr: Attr) -> Attr:
     """A served file's attributes with the owner that guests are shown."""
     if vm.identity is None:
         return attr
-    uid, gid = vm.identity.owner(attr.uid & _NONE, attr.gid & _NONE)
+    uid, gid = vm.identity.owner(attr.uid & NONE, attr.gid & NONE)
     return attr._replace(uid=uid, gid=gid)
 
 
-def _change(vm: VirtualMachine, req: Request, identity: Identity, new: Credentials) -> Reply:
-    if new != credentials(vm, req.tid, identity):
-        vm.marks.set(req.tid, identity, new if new != identity.first() else None)
+def change(vm: VirtualMachine, req: Request, identity: Identity, new: Credentials) -> Reply:
+    """Give the caller new credentials."""
+    old = credentials(vm, req.tid, identity)
+    if new != old:
+        vm.creds.set(req.tid, rules.committed(old, new))
         vm.procs.forget(req.tid)
     return DONE
 
 
 def _id(number: int) -> int | None:
     """An id argument; None: -1."""
-    number &= _NONE
-    return None if number == _NONE else number
+    number &= NONE
+    return None if number == NONE else number
 
 
 def _valid(number: int) -> int:
@@ -96,7 +94,7 @@ def sys_setuid(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     old = credentials(vm, req.tid, identity)
     ids, privileged = rules.uids(old)
     new = rules.set_id(ids, _valid(req.args[0]), privileged)
-    return _change(vm, req, identity, rules.with_uids(old, new))
+    return change(vm, req, identity, rules.with_uids(old, new))
 
 
 @handles("setgid")
@@ -105,7 +103,7 @@ def sys_setgid(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     old = credentials(vm, req.tid, identity)
     ids, privileged = rules.gids(old)
     new = rules.set_id(ids, _valid(req.args[0]), privileged)
-    return _change(vm, req, identity, rules.with_gids(old, new))
+    return change(vm, req, identity, rules.with_gids(old, new))
 
 
 @handles("setfsuid")
@@ -114,7 +112,7 @@ def sys_setfsuid(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     old = credentials(vm, req.tid, identity)
     new = _id(req.args[0])
     if new is not None:
-        _change(vm, req, identity, rules.with_fsuid(old, new))
+        change(vm, req, identity, rules.with_fsuid(old, new))
     return Reply.value(old.fsuid)
 
 
@@ -124,7 +122,7 @@ def sys_setfsgid(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     old = credentials(vm, req.tid, identity)
     new = _id(req.args[0])
     if new is not None:
-        _change(vm, req, identity, rules.with_fsgid(old, new))
+        change(vm, req, identity, rules.with_fsgid(old, new))
     return Reply.value(old.fsgid)
 
 
@@ -139,7 +137,7 @@ def sys_setre(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     ids, privileged = rules.uids(old) if user else rules.gids(old)
     new = rules.set_re(ids, _id(req.args[0]), _id(req.args[1]), privileged)
     changed = rules.with_uids(old, new) if user else rules.with_gids(old, new)
-    return _change(vm, req, identity, changed)
+    return change(vm, req, identity, changed)
 
 
 @handles("setresuid", "setresgid")
@@ -153,7 +151,7 @@ def sys_setres(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     if new == ids and wanted[1] is None:
         return DONE  # not even the file system's id follows
     changed = rules.with_uids(old, new) if user else rules.with_gids(old, new)
-    return _change(vm, req, identity, changed)
+    return change(vm, req, identity, changed)
 
 
 @handles("getresuid", "getresgid")
@@ -188,91 +186,6 @@ def sys_setgroups(vm: VirtualMachine, req: Request, identity: Identity) -> Reply
     if size > NGROUPS_MAX:
         raise fail(errno.EINVAL)
     groups = struct.unpack(f"<{size}I", req.read(req.args[1], 4 * size))
-    if _NONE in groups:
+    if NONE in groups:
         raise fail(errno.EINVAL)
-    return _change(vm, req, identity, rules.with_groups(old, groups))
-
-
-# --- what else changes them -----------------------------------------------------------------------
-
-
-@handles("execve", "execveat")
-def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """execve(2): saved ids and capabilities follow, if a program is there; no answer."""
-    old = credentials(vm, req.tid, identity)
-    new = rules.after_exec(old, all_capabilities())
-    if new != old and program_of(vm, req) is not None:
-        _change(vm, req, identity, new)
-    return None
-
-
-@handles("prctl")
-def sys_prctl(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """prctl(PR_SET_KEEPCAPS): the kernel does it too, for whoever asks it."""
-    option, value, *_ = req.args
-    if option & _NONE == PR_SET_KEEPCAPS and value in (0, 1):
-        own = credentials(vm, req.tid, identity)
-        _change(vm, req, identity, own._replace(keep=bool(value)))
-    return None
-
-
-# --- capabilities --------------------------------------------------------------------------------
-
-_VERSIONS = {0x19980330: 1, 0x20071026: 2, 0x20080522: 2}
-"""Version of struct __user_cap_header_struct: number of 32-bit pieces of each set."""
-_NEWEST = 0x20080522
-
-
-def _header(req: Request) -> tuple[int, int]:
-    """(pieces, pid). OSError(EINVAL) for an unknown version, after telling the newest."""
-    version, pid = struct.unpack("<Ii", req.read(req.args[0], 8))
-    if version not in _VERSIONS:
-        req.write(req.args[0], struct.pack("<I", _NEWEST))
-        raise fail(errno.EINVAL)
-    return _VERSIONS[version], pid
-
-
-@handles("capget")
-def sys_capget(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """capget(2)."""
-    try:
-        pieces, pid = _header(req)
-    except OSError as error:
-        if error.errno == errno.EINVAL and not req.args[1]:
-            return DONE  # that was a question for the version
-        raise
-    if pid < 0:
-        raise fail(errno.EINVAL)
-    if pid and not _is_guest(pid):
-        return None
-    own = credentials(vm, pid or req.tid, identity)
-    sets = (own.effective, own.permitted, own.inheritable)
-    words = [caps >> 32 * piece & 0xFFFFFFFF for piece in range(pieces) for caps in sets]
-    if req.args[1]:
-        req.write(req.args[1], struct.pack(f"<{len(words)}I", *words))
-    return DONE
-
-
-def _is_guest(pid: int) -> bool:
-    """A process under a filter; OSError(ESRCH): there is none."""
-    try:
-        return status(pid).get(b"Seccomp") == b"2"
-    except OSError:
-        raise fail(errno.ESRCH) from None
-
-
-@handles("capset")
-def sys_capset(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
-    """capset(2)."""
-    pieces, pid = _header(req)
-    if pid not in (0, req.tid):
-        raise fail(errno.EPERM)
-    words = struct.unpack(f"<{3 * pieces}I", req.read(req.args[1], 12 * pieces))
-    every = all_capabilities()
-    effective, permitted, inheritable = (
-        sum(word << 32 * piece for piece, word in enumerate(words[index::3])) & every
-        for index in range(3)
-    )
-    old = credentials(vm, req.tid, identity)
-    new = rules.with_capabilities(old, effective, permitted, inheritable, every)
-    return _change(vm, req, identity, new)
+    return change(vm, req, identity, rules.with_groups(old, groups))

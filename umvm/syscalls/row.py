@@ -10,10 +10,14 @@ MMAP_FD = "mmap-fd"
 ADDRESS = "address"
 """Trapped only with an address (5th argument), as in sendto(2)."""
 PRCTL = "prctl"
-"""Trapped only if the first argument is PR_SET_DUMPABLE or PR_SET_KEEPCAPS."""
+"""Trapped only with an option about privilege as first argument (bpf.PRCTL_OPTIONS)."""
 NAMESPACES = "namespaces"
 """Trapped only if the flags (1st argument) have CLONE_NEWNS or CLONE_NEWUSER."""
-CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES))
+ATTACH = "attach"
+"""Trapped only if the first argument is PTRACE_ATTACH or PTRACE_SEIZE."""
+PEER = "peer"
+"""Trapped only with SOL_SOCKET and SO_PEERCRED or SO_PEERGROUPS (2nd and 3rd argument)."""
+CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES, ATTACH, PEER))
 
 ARG_KINDS = frozenset("fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split())
 """Argument kinds: `addr` is an address in the guest's memory, `sock` points to a socket address."""

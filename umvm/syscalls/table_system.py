@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from .row import ADDRESS, Row, deny, free, trap
+from .row import ADDRESS, PEER, Row, deny, free, trap
 
 _SOURCE = "the address of an AF_UNIX sender on a mount is shown untranslated"
 _VDSO = "the vDSO answers most of these without any call"
@@ -21,12 +21,12 @@ NETWORK: tuple[Row, ...] = (
     free(47, "recvmsg", "fd ptr flags", "network", "a virtual descriptor received keeps its inode"),
     free(48, "shutdown", "fd int", "network"),
     trap(49, "bind", "fd sock size", "network"),
-    free(50, "listen", "fd int", "network", "of a socket that bind was let to bind"),
+    trap(50, "listen", "fd int", "network", "of a socket that bind was let to bind"),
     trap(51, "getsockname", "fd sock ptr", "network"),
     trap(52, "getpeername", "fd sock ptr", "network"),
     trap(53, "socketpair", "int int int ptr", "network"),
     free(54, "setsockopt", "fd int int ptr size", "network"),
-    free(55, "getsockopt", "fd int int ptr ptr", "network"),
+    trap(55, "getsockopt", "fd int int ptr ptr", "network", "only who is at the other end", PEER),
     free(288, "accept4", "fd sock ptr flags", "network", _SOURCE),
     free(299, "recvmmsg", "fd ptr int flags ptr", "network", _SOURCE),
     trap(307, "sendmmsg", "fd ptr int flags", "network"),
@@ -39,7 +39,7 @@ TIME: tuple[Row, ...] = (
     free(38, "setitimer", "int ptr ptr", "time"),
     free(96, "gettimeofday", "ptr ptr", "time", _VDSO),
     free(100, "times", "ptr", "time"),
-    free(159, "adjtimex", "ptr", "time", _PRIVILEGE),
+    trap(159, "adjtimex", "ptr", "time"),
     trap(164, "settimeofday", "ptr ptr", "time"),
     free(201, "time", "ptr", "time", _VDSO),
     free(222, "timer_create", "int ptr ptr", "time"),
@@ -51,7 +51,7 @@ TIME: tuple[Row, ...] = (
     free(228, "clock_gettime", "int ptr", "time", _VDSO),
     free(229, "clock_getres", "int ptr", "time", _VDSO),
     free(230, "clock_nanosleep", "int flags ptr ptr", "time"),
-    free(305, "clock_adjtime", "int ptr", "time", _PRIVILEGE),
+    trap(305, "clock_adjtime", "int ptr", "time"),
 )
 
 SYSTEM: tuple[Row, ...] = (

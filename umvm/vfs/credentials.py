@@ -1,17 +1,18 @@
-"""How set*id calls and capset change credentials.
+"""How set*id calls change credentials.
 
 **Source**: kernel/sys.c (setreuid, setregid, setuid, setgid, setresuid, setresgid, setfsuid,
-setfsgid), kernel/groups.c, security/commoncap.c (cap_task_fix_setuid,
-cap_capset, cap_bprm_creds_from_file) of Linux 6.18;
-credentials(7), capabilities(7). Ids are None where the call says -1, "no change".
+setfsgid), kernel/groups.c, security/commoncap.c (cap_task_fix_setuid) and kernel/cred.c
+(commit_creds) of Linux 6.18; credentials(7), capabilities(7). Ids are None where the call says -1,
+"no change".
 """
 
 from __future__ import annotations
 
 import errno
+from functools import cache
 from typing import NamedTuple
 
-from umvm.interfaces.identity import CAP_SETGID, CAP_SETPCAP, CAP_SETUID, Credentials
+from umvm.interfaces.identity import CAP_SETGID, CAP_SETUID, NO_SETUID_FIXUP, Credentials
 from umvm.vfs.permission import fail
 
 FS_CAPABILITIES = sum(1 << n for n in (0, 1, 2, 3, 4, 9, 27, 32))
@@ -77,17 +78,19 @@ def gids(old: Credentials) -> tuple[Ids, bool]:
 def with_uids(old: Credentials, ids: Ids) -> Credentials:
     """New user ids; the file system's follows the effective one, capabilities come and go."""
     real, effective, saved = ids
-    permitted, active = old.permitted, old.effective
-    if 0 in (old.ruid, old.euid, old.suid) and 0 not in ids and not old.keep:
-        permitted = active = 0
+    changed = old._replace(ruid=real, euid=effective, suid=saved, fsuid=effective)
+    if old.securebits & NO_SETUID_FIXUP:
+        return changed
+    permitted, active, ambient = old.permitted, old.effective, old.ambient
+    if 0 in (old.ruid, old.euid, old.suid) and 0 not in ids:
+        ambient = 0
+        if not old.keep:
+            permitted = active = 0
     if old.euid == 0 and effective != 0:
         active = 0
     if old.euid != 0 and effective == 0:
         active = permitted
-    return old._replace(
-        ruid=real, euid=effective, suid=saved, fsuid=effective, permitted=permitted,
-        effective=active,
-    )  # fmt: skip
+    return changed._replace(permitted=permitted, effective=active, ambient=ambient)
 
 
 def with_gids(old: Credentials, ids: Ids) -> Credentials:
@@ -101,9 +104,10 @@ def with_fsuid(old: Credentials, new: int) -> Credentials:
     if new not in (old.ruid, old.euid, old.suid, old.fsuid) and not old.may(CAP_SETUID):
         return old
     active = old.effective
-    if old.fsuid == 0 and new != 0:
+    fixed = not old.securebits & NO_SETUID_FIXUP
+    if fixed and old.fsuid == 0 and new != 0:
         active &= ~FS_CAPABILITIES
-    if old.fsuid != 0 and new == 0:
+    if fixed and old.fsuid != 0 and new == 0:
         active |= old.permitted & FS_CAPABILITIES
     return old._replace(fsuid=new, effective=active)
 
@@ -120,30 +124,19 @@ def with_groups(old: Credentials, groups: tuple[int, ...]) -> Credentials:
     return old._replace(groups=tuple(sorted(groups)))
 
 
-def after_exec(old: Credentials, bounding: int) -> Credentials:
-    """What execve(2) makes of them, for a program without set-id bits and capabilities."""
-    permitted = bounding | old.inheritable if 0 in (old.ruid, old.euid) else 0
-    return old._replace(
-        suid=old.euid,
-        fsuid=old.euid,
-        sgid=old.egid,
-        fsgid=old.egid,
-        permitted=permitted,
-        effective=permitted if old.euid == 0 else 0,
-        keep=False,
-    )
+def committed(old: Credentials, new: Credentials) -> Credentials:
+    """`new` as it takes effect: whoever becomes another user or gains anything isn't dumpable."""
+    same = (old.euid, old.egid, old.fsuid, old.fsgid) == (new.euid, new.egid, new.fsuid, new.fsgid)
+    if same and not new.permitted & ~old.permitted:
+        return new
+    return new._replace(dumpable=suid_dumpable())
 
 
-def with_capabilities(
-    old: Credentials, effective: int, permitted: int, inheritable: int, bounding: int
-) -> Credentials:
-    """capset(2). **Errors** EPERM: more than there is."""
-    capped = 0 if old.may(CAP_SETPCAP) else inheritable & ~(old.inheritable | old.permitted)
-    if (
-        capped
-        or inheritable & ~(old.inheritable | bounding)
-        or permitted & ~old.permitted
-        or effective & ~permitted
-    ):
-        raise fail(errno.EPERM)
-    return old._replace(permitted=permitted, effective=effective, inheritable=inheritable)
+@cache
+def suid_dumpable() -> int:
+    """What is dumpable of a process that changed its ids: /proc/sys/fs/suid_dumpable."""
+    try:
+        with open("/proc/sys/fs/suid_dumpable", "rb") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,111 @@
+/* Answers calls about a guest's credentials in C, from a table that the supervisor keeps.
+
+   A guest process's number is in its soft limit RLIMIT_LOCKS (umvm/guest/marks.py); record 0 is for processes without.
+   Nothing here needs the GIL. Freestanding but for the system calls, so that an agent can use the same table. */
+#ifndef UMVM_CREDS_H
+#define UMVM_CREDS_H
+#include "kernel.h"
+#include <sys/resource.h>
+
+enum { UMVM_RECORDS = 1 << 16, UMVM_QUICK_GROUPS = 22, UMVM_CALLS = 512 };
+#define UMVM_MARKED (0x756d766dull << 32)
+
+struct umvm_creds { /* 128 bytes */
+    uint32_t valid;
+    uint32_t ids[8]; /* real, effective, saved, file system: of the user, then of the group */
+    uint32_t count;
+    uint32_t groups[UMVM_QUICK_GROUPS];
+};
+
+struct umvm_identity {
+    int on;                     /* 0: ask the interpreter */
+    uint8_t quick[UMVM_CALLS];  /* calls that may be answered here */
+    struct umvm_creds *records; /* UMVM_RECORDS of them, filled as they come up */
+    uint64_t *peers;            /* by process id, modulo UMVM_RECORDS: id << 32 | number + 1 when it last made a socket known */
+    uint64_t answered;
+};
+
+/* The number of a process's record; −errno when it is gone. */
+static long umvm_mark(int pid)
+{
+    struct rlimit now;
+    if (prlimit(pid, (enum __rlimit_resource)10 /* RLIMIT_LOCKS */, NULL, &now) < 0)
+        return -errno;
+    return now.rlim_cur - UMVM_MARKED < UMVM_RECORDS ? (long)(now.rlim_cur - UMVM_MARKED) : 0;
+}
+
+static int umvm_give(int listener, const struct seccomp_notif *q, long value)
+{
+    umvm_answer(listener, q->id, value < 0 ? 0 : value, value < 0 ? (int)-value : 0, 0);
+    return 1;
+}
+
+static int umvm_give_three(int listener, const struct seccomp_notif *q, const uint32_t *ids)
+{
+    for (int i = 0; i < 3; i++)
+        if (umvm_copy(q->pid, (void *)&ids[i], q->data.args[i], 4, 1) != 4)
+            return umvm_give(listener, q, -EFAULT);
+    return umvm_give(listener, q, 0);
+}
+
+static int umvm_give_groups(int listener, const struct seccomp_notif *q, const struct umvm_creds *own)
+{
+    int room = (int)q->data.args[0], count = (int)own->count;
+    long size = 4 * (long)count;
+    if (own->count > UMVM_QUICK_GROUPS)
+        return 0;
+    if (room < 0 || (room > 0 && room < count))
+        return umvm_give(listener, q, -EINVAL);
+    if (room && count && umvm_copy(q->pid, (void *)own->groups, q->data.args[1], size, 1) != size)
+        return umvm_give(listener, q, -EFAULT);
+    return umvm_give(listener, q, count);
+}
+
+/* A signal to a process with the very same credentials is allowed. */
+static int umvm_same(const struct seccomp_notif *q, long own)
+{
+    int target = (int)q->data.args[0];
+    return target > 0 && umvm_mark(target) == own;
+}
+
+/* 1: the call was answered, or let through; 0: it is for others to decide. */
+static int umvm_quick(struct umvm_identity *s, int listener, const struct seccomp_notif *q)
+{
+    if (!s->on || (unsigned)q->data.nr >= UMVM_CALLS || !s->quick[q->data.nr])
+        return 0;
+    long number = umvm_mark(q->pid);
+    if (number < 0)
+        return 0;
+    const struct umvm_creds *own = &s->records[number];
+    if (!own->valid)
+        return 0;
+    int done = 0;
+    switch (q->data.nr) {
+    case SYS_getuid: done = umvm_give(listener, q, own->ids[0]); break;
+    case SYS_geteuid: done = umvm_give(listener, q, own->ids[1]); break;
+    case SYS_getgid: done = umvm_give(listener, q, own->ids[4]); break;
+    case SYS_getegid: done = umvm_give(listener, q, own->ids[5]); break;
+    case SYS_getresuid: done = umvm_give_three(listener, q, own->ids); break;
+    case SYS_getresgid: done = umvm_give_three(listener, q, own->ids + 4); break;
+    case SYS_getgroups: done = umvm_give_groups(listener, q, own); break;
+    case SYS_kill: case SYS_tkill: case SYS_tgkill: case SYS_rt_sigqueueinfo: case SYS_rt_tgsigqueueinfo:
+        if (!umvm_same(q, number))
+            return 0;
+        umvm_answer(listener, q->id, 0, 0, 1);
+        done = 1;
+        break;
+    case SYS_connect: case SYS_listen: case SYS_socketpair: /* what SO_PEERCRED will tell of the caller */
+        s->peers[q->pid % UMVM_RECORDS] = (uint64_t)q->pid << 32 | (uint64_t)(number + 1);
+        return 0;
+    }
+    s->answered += done;
+    return done;
+}
+
+/* The number that a process had when it last connected, listened or made a pair of sockets; −1: not known. */
+static long umvm_peer(const struct umvm_identity *s, int pid)
+{
+    uint64_t known = s->peers ? s->peers[(unsigned)pid % UMVM_RECORDS] : 0;
+    return known && known >> 32 == (unsigned)pid ? (long)(known & 0xffffffff) - 1 : -1;
+}
+#endif
