@@ -9,7 +9,7 @@ cimport cython
 from libc.errno cimport EIO
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from core_accel.pathwalk cimport seen_dirs
 from core_accel.request cimport (
@@ -48,6 +48,8 @@ cdef extern from "route.h":
         int mounts
         int descriptors
         int virtual_cwd
+        int names
+        char name[8][24]
         uint64_t claimed
         uint64_t passed
     struct umvm_call_kind:
@@ -118,7 +120,7 @@ cdef class Engine:
         self.workers = 0
         self.run = _Reply.run()
         self.done = _Reply.later()
-        self.set_view([(b"/", 0)])
+        self.set_view([(b"/", 0), (b"/proc", 1)])
 
     def add_listener(self, int fd, int workers=2):
         """Serve the notifications that arrive on seccomp listener ``fd``; owned from now on."""
@@ -161,6 +163,15 @@ cdef class Engine:
         """How many served descriptors are open; whether a process may stand in a mount."""
         self.router.descriptors = descriptors
         self.router.virtual_cwd = virtual_cwd
+
+    def set_proc_names(self, names):
+        """Last components of files in /proc that show something else than the kernel's."""
+        keep = list(names)[:8]
+        self.router.names = 0
+        for i, name in enumerate(keep):
+            memset(self.router.name[i], 0, 24)
+            memcpy(self.router.name[i], <const char *>name, min(len(name), 23))
+        self.router.names = len(keep)
 
     def set_hooks(self, numbers):
         """The calls that are always handed to the handler."""

@@ -37,6 +37,8 @@ struct umvm_router {
     uint64_t claimed, passed;
     struct umvm_table *table; /* swapped whole */
     int readers;              /* walks that are under way */
+    int names;                /* how many of `name` are in use */
+    char name[8][24];         /* files of /proc that show something else, besides those below */
     uint32_t shadow_len;
     char shadow[256]; /* how the links of descriptors and directories of ours begin */
 };
@@ -147,14 +149,42 @@ static int umvm_proc_ours(const char *p, size_t n)
     return umvm_name_in(p, m, links) || (slash && umvm_name_in(p, m, dirs));
 }
 
+/* Is a path's last component one of the names of /proc that depend on the VM's state? */
+static int umvm_last_named(const struct umvm_router *r, const char *path, size_t n)
+{
+    const char *slash = memrchr(path, '/', n), *last = slash ? slash + 1 : path;
+    n -= (size_t)(last - path);
+    for (int i = 0; i < r->names; i++)
+        if (strlen(r->name[i]) == n && !memcmp(r->name[i], last, n))
+            return 1;
+    return 0;
+}
+
+/* Does a call open a file of such a name? All that there is to look at while nothing is served. */
+static int umvm_opens_named(const struct umvm_router *r, const struct seccomp_notif *q)
+{
+    char path[UMVM_PATH_MAX];
+    if (!r->names || (q->data.nr != SYS_openat && q->data.nr != SYS_open && q->data.nr != SYS_openat2))
+        return 0;
+    long n = umvm_string(q->pid, path, q->data.args[q->data.nr == SYS_open ? 0 : 1], sizeof path);
+    return n > 0 && umvm_last_named(r, path, (size_t)n);
+}
+
+struct umvm_looked {
+    int claimed;
+    const struct umvm_router *router;
+};
+
 /* The walk's look callback: anything but the host, and harmless files of /proc, ends the walk. */
 static long umvm_route_look(struct umvm_walk *w, uint32_t mount)
 {
     if (mount == UMVM_HOST)
         return umvm_look_host(w);
-    if (mount == UMVM_PROC && w->len > 6 && !memcmp(w->path, "/proc/", 6) && !umvm_proc_ours(w->path + 6, w->len - 6))
+    struct umvm_looked *l = w->ctx;
+    if (mount == UMVM_PROC && w->len > 6 && !memcmp(w->path, "/proc/", 6) && !umvm_proc_ours(w->path + 6, w->len - 6) &&
+        !umvm_last_named(l->router, w->path, w->len))
         return UMVM_IS_DIR; /* the kernel knows if it exists; "self" needn't be followed for this */
-    *(int *)w->ctx = 1;
+    l->claimed = 1;
     return -EXDEV;
 }
 
@@ -209,16 +239,16 @@ static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int di
             return 0; /* a directory that was removed, on the host */
     }
     struct umvm_walk w;
-    int claimed = 0;
+    struct umvm_looked looked = {0, r};
     w.look = umvm_route_look;
-    w.ctx = &claimed;
+    w.ctx = &looked;
     w.base_mount = UMVM_BY_PATH;
     __atomic_add_fetch(&r->readers, 1, __ATOMIC_SEQ_CST);
     struct umvm_table *t = __atomic_load_n(&r->table, __ATOMIC_SEQ_CST);
     if (t)
         umvm_walk(t->view, &w, base, b, path, n, UMVM_WALK_FOLLOW | UMVM_WALK_MISSING_OK);
     __atomic_sub_fetch(&r->readers, 1, __ATOMIC_SEQ_CST);
-    return claimed || (t && w.served);
+    return looked.claimed || (t && w.served);
 }
 
 /* ioctl commands whose third argument names another descriptor, that of a file to read. */
@@ -253,7 +283,7 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 1;
     if (k->always == 3)
         return umvm_interrupted(q->pid);
-    if (!r->mounts && !r->descriptors && !r->virtual_cwd)
+    if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q))
         return 0;
     if (k->always == 2)
         return 1;

@@ -9,7 +9,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
@@ -18,6 +18,7 @@ from core_accel.request import Reply, Request
 from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
+from umvm.guest import procidentity
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
@@ -120,6 +121,7 @@ class VirtualMachine:
         self._quick = set()
         self.creds.use(active)
         self._quick, self._quick_on = quick, True
+        self._commit_proc_names()
         self.engine.set_identity(quick)
         self.marks.tell(self._tell_engine)
 
@@ -127,6 +129,18 @@ class VirtualMachine:
         if self.identity is not None:
             own = record.get(self.identity) or self.identity.first()
             self.engine.set_record(number, own[:8], own.groups)
+
+    def show_in_proc(self, path: bytes, text: Callable[[], bytes] | None) -> None:
+        """A file of /proc is to read as `text()`; None: as the kernel's again."""
+        if text is None:
+            self.proc.texts.pop(path, None)
+        else:
+            self.proc.texts[path] = text
+        self._commit_proc_names()
+
+    def _commit_proc_names(self) -> None:
+        names = {os.path.basename(path) for path in self.proc.texts}
+        self.engine.set_proc_names(names.union(procidentity.NAMES if self.identity else ()))
 
     def credentials_changed(self) -> None:
         """Tell the engine which threads it has to announce (`CredentialStore.arrived`)."""

@@ -84,7 +84,8 @@ static int text_is(const char *s, uint32_t n, const char *word)
 static int proc_ours(const char *p, uint32_t n)
 {
     static const char words[][12] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps",
-                                     "numa_maps", "filesystems", "thread-self"};
+                                     "numa_maps", "filesystems", "thread-self", "status", "auxv", "limits", "hostname",
+                                     "domainname"};
     for (uint32_t i = 0; i < n;) {
         uint32_t from = i;
         while (i < n && p[i] != '/')

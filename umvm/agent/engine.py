@@ -51,6 +51,7 @@ class AgentEngine:
         self._always = {*self._looks, *map(nr, _EXEC)}
         self._engine = Engine(kinds, self._handle, on_gone, on_expected)
         self._engine.set_answered(self.agent.area.answered())
+        self._named = False
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
         self.set_state(0, 0)
@@ -108,7 +109,8 @@ class AgentEngine:
 
     def set_state(self, descriptors: int, virtual_cwd: int) -> None:
         """As `Engine.set_state`; here /proc always has something of ours, so it always looks."""
-        self.agent.area.set_descriptors(descriptors, bool(virtual_cwd))
+        self._state = descriptors, bool(virtual_cwd)
+        self.agent.area.set_descriptors(descriptors, bool(virtual_cwd) or self._named)
         self._engine.set_state(descriptors, 1)
 
     def set_hooks(self, numbers: Iterable[int]) -> None:
@@ -116,6 +118,13 @@ class AgentEngine:
         wanted = set(numbers)
         self._engine.set_hooks(wanted | self._always)
         self.agent.area.set_hooks(wanted)
+
+    def set_proc_names(self, names: Iterable[bytes]) -> None:
+        """As `Engine.set_proc_names`; agents look at paths while there are any."""
+        given = list(names)
+        self._engine.set_proc_names(given)
+        self._named = bool(given)
+        self.set_state(*self._state)
 
     def set_identity(self, numbers: Iterable[int]) -> None:
         """As `Engine.set_identity`."""

@@ -42,6 +42,8 @@ class Split:
 
     started: int
     default: Credentials
+    dumpable: int
+    """All threads have this in common."""
     threads: dict[int, Credentials] = field(default_factory=dict)
     cloning: list[tuple[Credentials, set[int]]] = field(default_factory=list)
     """Threads that are being made: their credentials, and the threads that were there before."""
@@ -54,7 +56,7 @@ class Split:
             known = self.threads[tid] = made[0] if made else self.default
             if made:
                 self.cloning.remove(made)
-        return known
+        return known._replace(dumpable=self.dumpable)
 
 
 class CredentialStore:
@@ -99,9 +101,10 @@ class CredentialStore:
             tgid = process_of(tid)
             split = self._split_of(tgid)
             if split is None:
-                split = Split(_field(tgid, _START_TIME), self.get(tid))
+                split = Split(_field(tgid, _START_TIME), self.get(tid), new.dumpable)
                 self.splits[tgid] = split
             split.threads[tid] = new
+            split.dumpable = new.dumpable
             alive = threads_of(tgid)
             split.threads = {t: own for t, own in split.threads.items() if t in alive}
             if len({split.of(thread) for thread in alive}) == 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from core_accel.request import Reply
+from umvm.guest import procidentity
 from umvm.guest.loaded import program_behind
 from umvm.interfaces.filesystem import Attr
 
@@ -29,6 +31,8 @@ class Proc:
     def __init__(self, vm: VirtualMachine) -> None:
         self._vm = vm
         self._shadow = vm.shadow.path + b"/"
+        self.texts: dict[bytes, Callable[[], bytes]] = {}
+        """Files by path, for modules; `VirtualMachine.show_in_proc` adds them."""
 
     def readlink(self, path: bytes) -> bytes | None:
         """The text of a link that would read as a placeholder; None: the kernel's is right."""
@@ -59,6 +63,13 @@ class Proc:
         return Reply.fd(fd, bool(flags & os.O_CLOEXEC))
 
     def _text(self, path: bytes) -> bytes | None:
+        given = self.texts.get(path)
+        if given is not None:
+            return given()
+        if self._vm.identity is not None:
+            shown = procidentity.text(self._vm, path)
+            if shown is not None:
+                return shown
         fdinfo = _FDINFO.fullmatch(path)
         if fdinfo is not None:
             return self._fdinfo(path, int(fdinfo[1]), int(fdinfo[2]))
