@@ -129,6 +129,47 @@ def kill(vm_name: str) -> None:
     _call(vm_name, "shutdown")
 
 
+# --- identity ---------------------------------------------------------------------------------
+
+
+@cli.command(context_settings=_PASS_ON)
+@click.option("-c", "--command", metavar="CMD", help="A command for the user's shell.")
+@click.option("-l", "--login", is_flag=True, help="Start as at a login: environment, directory.")
+@click.argument("user", default="root")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARG...]")
+def su(command: str | None, login: bool, user: str, arguments: tuple[str, ...]) -> None:
+    """In a VM, become USER (default: root) and execute its shell; nobody is asked for a password."""
+    from umvm import become
+
+    become.su(user, command, login, arguments)
+
+
+@cli.command(context_settings=_PASS_ON)
+@click.option("-u", "--user", default="root", help="Name, or number.", show_default=True)
+@click.option("-g", "--group", metavar="GROUP", help="Another group than the user's own.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD...")
+def sudo(user: str, group: str | None, command: tuple[str, ...]) -> None:
+    """In a VM, execute CMD as another user."""
+    from umvm import become
+
+    become.sudo(user, group, command)
+
+
+@cli.command("id")
+@_json_option
+def id_(as_json: bool) -> None:
+    """Print who you are here, with capabilities."""
+    from umvm import become
+
+    found = become.describe()
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo("\n".join(become.lines(found)))
+
+
 # --- modules ----------------------------------------------------------------------------------
 
 

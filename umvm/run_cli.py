@@ -31,6 +31,8 @@ OPTIONS = (
     Option(("--name",), "name", ONE, "NAME", "Name of the VM (default: chosen by umvm)."),
     Option(("-m", "--module"), "modules", MANY, "SPEC[,opt=val]", "Load a module first."),
     Option(("--mount",), "mounts", MANY, "TYPE:SOURCE:TARGET[:opts]", "Mount first."),
+    Option(("--user",), "user", ONE, "USER[:GROUP]", "Be that user inside: names or numbers."),
+    Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (notify)."),
     Option(("--kill-on-exit",), "kill_on_exit", FLAG, "", "End all processes with the first one."),
     Option(("-C", "--chdir"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
@@ -51,6 +53,8 @@ SETTINGS = {
     "kill_on_exit": bool,
     "env": dict,
     "engine": str,
+    "user": str,
+    "caps": str,
 }
 """The keys of a settings file and their types."""
 
@@ -94,6 +98,8 @@ def run(
     verbose: int,
     log: str | None,
     engine: str | None = None,
+    user: str | None = None,
+    caps: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -113,6 +119,12 @@ def run(
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}: expected {', '.join(ENGINES)}")
     all_modules = [*settings.get("modules", ()), *modules]
+    user = settings.get("user") if user is None else user
+    caps = settings.get("caps") if caps is None else caps
+    if user is not None or caps is not None:
+        from umvm.become import module_of
+
+        all_modules = [*module_of(user, caps), *all_modules]
     all_mounts = [*settings.get("mounts", ()), *mounts]
     if name is not None:
         specs.check_name(name)

@@ -139,6 +139,17 @@ def _attach(vm: Any, args: _Arguments, fds: list[int]) -> object:
     return vm.attach(dict(args), taken)
 
 
+def _become(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    """Make a guest process another user's."""
+    from umvm.become import grant
+
+    ids = [args.get(name) for name in ("pid", "uid", "gid")] + list(args.get("groups", ()))
+    if not all(isinstance(number, int) and 0 <= number < 0xFFFFFFFF for number in ids):
+        raise UsageError("become: ids are numbers")
+    grant(vm, *ids[:3], tuple(ids[3:]))
+    return None
+
+
 def _shutdown(vm: Any, args: _Arguments, fds: list[int]) -> object:
     vm.shutdown()
     return None
@@ -156,6 +167,7 @@ VERBS: dict[str, Callable[[Any, _Arguments, list[int]], object]] = {
     "ps": _ps,
     "info": _info,
     "attach": _attach,
+    "become": _become,
     "shutdown": _shutdown,
 }
 
