@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from core_accel.pathwalk cimport seen_dirs
 from core_accel.request cimport (
-    ERROR, LATER, Reply, Request, Restarts, make_request, resume, seccomp_notif,
+    ERROR, LATER, RUN, Reply, Request, Restarts, make_request, resume, seccomp_notif,
     umvm_conclude, umvm_verdict, verdict,
 )
 from core_accel.request import Reply as _Reply, Restarts as _Restarts
@@ -42,6 +42,9 @@ cdef extern from "creds.h":
         uint64_t answered
     int umvm_quick(umvm_identity *, int listener, const seccomp_notif *) nogil
     long umvm_peer(const umvm_identity *, int pid) nogil
+
+cdef extern from "execwatch.h":
+    void umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values) nogil
 
 cdef extern from "route.h":
     struct umvm_router:
@@ -72,6 +75,8 @@ log = logging.getLogger(__name__)
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
 cdef enum:
+    EXECVE = 59
+    EXECVEAT = 322
     MAX_NR = 512
     MAX_WORKERS = 256
 
@@ -87,6 +92,7 @@ cdef class Engine:
     cdef object on_expected
     cdef set expected
     cdef int expecting
+    cdef dict watched
     cdef Restarts restarts
     cdef object marks
     cdef dict idle, holders
@@ -113,6 +119,7 @@ cdef class Engine:
         self.on_gone = on_gone
         self.on_expected = on_expected
         self.expected = set()
+        self.watched = {}
         self.restarts = _Restarts()
         self.idle = {}
         self.holders = {}
@@ -227,6 +234,11 @@ cdef class Engine:
         self.expected = set(tids)
         self.expecting = len(self.expected)
 
+    def watch_exec(self, int tid, int tgid, values):
+        """The execve of a thread, which is being answered, is to give its program other ``values``
+        in the auxiliary vector: type → value."""
+        self.watched[tid] = tgid, dict(values)
+
     def forget_paths(self):
         """Drop what is known of host directories (after a rename or removal)."""
         umvm_route_forget()
@@ -286,8 +298,9 @@ cdef class Engine:
         cdef Reply reply
         cdef umvm_verdict v
         if self.restarts.pending or self.expecting:
-            if self.restarts.pending and resume(request):
-                return verdict(self.done)
+            known = resume(request) if self.restarts.pending else 0
+            if known:
+                return self._verdict(request, self.run if known == 2 else self.done)
             if request.tid in self.expected:
                 try:
                     self.on_expected(request.tid)
@@ -296,7 +309,7 @@ cdef class Engine:
             if self.identity.on and umvm_quick(&self.identity, fd, q):
                 return verdict(self.done)
             if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
-                return verdict(self.run)
+                return self._verdict(request, self.run)
         if path.size > 0:
             request.path_at = path.addr
             request.path = path.text[:path.size]
@@ -307,7 +320,7 @@ cdef class Engine:
         try:
             answer = self.handler(request)
             reply = self.run if answer is None else answer
-            v = verdict(reply)
+            v = self._verdict(request, reply)
         except OSError as error:
             number = error.errno
             v.kind, v.number = ERROR, number if number and number > 0 else EIO
@@ -316,6 +329,24 @@ cdef class Engine:
             v.kind, v.number = ERROR, EIO
         self.idle[fd] += 1
         return v
+
+    cdef umvm_verdict _verdict(self, Request request, Reply reply) except *:
+        """As `verdict`; a program that is watched from its first instruction on is let go here."""
+        cdef uint64_t pairs[32]
+        cdef int n = 0, leader
+        if not (self.watched and request.tid in self.watched and reply.kind == RUN
+                and request.nr in (EXECVE, EXECVEAT)):
+            return verdict(reply)
+        memset(pairs, 0, sizeof(pairs))
+        tgid, values = self.watched.pop(request.tid)
+        for kind, value in values.items():
+            if n < 30:
+                pairs[n], pairs[n + 1] = kind, value
+                n += 2
+        leader = tgid
+        with nogil:
+            umvm_exec_watched(request.listener, request.id, request.tid, leader, pairs)
+        return verdict(self.done)
 
     def _hang_up(self, int fd):
         """Wait until the last guest of a listener is gone: before Linux 6.11 no worker is told."""

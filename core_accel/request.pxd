@@ -60,5 +60,5 @@ cdef class Request:
 cdef Reply make_reply(int kind, number, bint cloexec)
 cdef Request make_request(int listener, const seccomp_notif *q, Restarts restarts)
 cdef umvm_verdict verdict(Reply r) except *
-cdef bint resume(Request q) except -1
+cdef int resume(Request q) except -1
 cdef void send(Request q, Reply r)

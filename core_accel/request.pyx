@@ -280,23 +280,22 @@ cdef Request make_request(int listener, const seccomp_notif *q, Restarts restart
     return request
 
 
-cdef bint resume(Request q) except -1:
-    """True if this is a call that ``rewrite`` changed: it was answered."""
+cdef int resume(Request q) except -1:
+    """1 if this is a call that ``rewrite`` changed: it was answered; 2: it is, and is to be run."""
     entry = q.restarts.calls.get(q.tid)
     if entry is None or entry[0] != q.nr or entry[1] != q.args:
-        return False
+        return 0
     q.restarts.drop(q.tid)
     if entry[2]:
         send(q, make_reply(ERROR, entry[2], False))
-        return True
+        return 1
     try:
         for at, text in entry[3]:  # a signal handler may have used that stack meanwhile
             q.write(at, text)
     except OSError as error:
         send(q, make_reply(ERROR, error.errno, False))
-        return True
-    send(q, _RUN)
-    return True
+        return 1
+    return 2
 
 
 cdef umvm_verdict verdict(Reply r) except *:

@@ -142,6 +142,10 @@ class AgentEngine:
         """As `Engine.set_expected`."""
         self._engine.set_expected(tids)
 
+    def watch_exec(self, tid: int, tgid: int, values: Mapping[int, int]) -> None:
+        """As `Engine.watch_exec`."""
+        self._engine.watch_exec(tid, tgid, values)
+
     def forget_paths(self) -> None:
         """As `Engine.forget_paths`."""
         self._engine.forget_paths()

@@ -133,12 +133,13 @@ class CredentialStore:
 
     # --- exec ------------------------------------------------------------------------------------
 
-    def exec_begins(self, tid: int, new: Credentials, secure: bool) -> None:
-        """A thread is about to execute a program that will have these credentials."""
+    def exec_begins(self, tid: int, new: Credentials, secure: bool) -> int:
+        """A thread is about to execute a program that will have these credentials; its process."""
         tgid = process_of(tid)
         with self._lock:
             self.execs[tgid] = Exec(tid, _field(tgid, _START_STACK), new, secure)
         self._changed()
+        return tgid
 
     def arrived(self, tid: int) -> None:
         """A thread whose process was about to execute a program makes a call."""

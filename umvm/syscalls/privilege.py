@@ -11,6 +11,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
+from umvm.guest.credentials import auxv_values
 from umvm.guest.mounts import Where
 from umvm.guest.process import status
 from umvm.interfaces.identity import (
@@ -33,7 +34,7 @@ from umvm.syscalls.context import (
     look,
     signed,
 )  # fmt: skip
-from umvm.syscalls.execute import HEAD, MAX_DEPTH, may_execute, parse_shebang
+from umvm.syscalls.execute import MAX_DEPTH, has_agent, may_execute, parse_shebang
 from umvm.syscalls.identity import NONE, change, credentials, handles
 from umvm.vfs import capabilities as rules
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 _XATTR = "security.capability"
+_PIECE, _ELF_HEADER, _PT_INTERP = 1024, 64, 3
 
 # --- capget, capset --------------------------------------------------------------------------------
 
@@ -195,12 +197,14 @@ def sys_clone(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
 @handles("execve", "execveat")
 def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """execve(2): no answer, but the program will have other credentials. **Errors** EPERM."""
-    program = _program(vm, req, identity)
-    if program is not None:
+    found = _program(vm, req, identity)
+    if found is not None:
+        program, linked = found
         old = credentials(vm, req.tid, identity)
         new, secure = rules.after_exec(old, program, _traced(vm, req, identity))
-        vm.creds.exec_begins(req.tid, new, secure)
-        vm.procs.forget(req.tid)
+        tgid = vm.creds.exec_begins(req.tid, new, secure)
+        if secure or not linked or has_agent(vm):
+            vm.engine.watch_exec(req.tid, tgid, auxv_values(new, secure))
     return None
 
 
@@ -209,8 +213,11 @@ def _traced(vm: VirtualMachine, req: Request, identity: Identity) -> bool:
     return bool(tracer) and not credentials(vm, tracer, identity).may(CAP_SYS_PTRACE)
 
 
-def _program(vm: VirtualMachine, req: Request, identity: Identity) -> rules.Program | None:
-    """What the caller executes, of a script its interpreter; None: it can't be executed."""
+def _program(
+    vm: VirtualMachine, req: Request, identity: Identity
+) -> tuple[rules.Program, bool] | None:
+    """What the caller executes, of a script its interpreter, and has it an ELF interpreter, which
+    makes calls before the program does. None: it can't be executed."""
     at = int(req.nr == EXECVEAT)
     dirfd = signed(req.args[0]) if at else AT_FDCWD
     flags = req.args[4] if at else 0
@@ -220,24 +227,35 @@ def _program(vm: VirtualMachine, req: Request, identity: Identity) -> rules.Prog
             path, dirfd = b"/proc/%d/fd/%d" % (req.tid, dirfd), AT_FDCWD
         for _ in range(MAX_DEPTH + 1):
             where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
-            script = parse_shebang(_head(where))
+            head = _head(where)
+            script = parse_shebang(head) if head.startswith(b"#!") else None
             if script is None:
-                return _of(identity, where)
+                return _of(identity, where), _is_linked(head)
             path, dirfd, flags = script.interpreter, AT_FDCWD, 0
     except OSError:
         pass  # the kernel, or the call's family, tells it
     return None
 
 
+def _is_linked(head: bytes) -> bool:
+    """Has a program a dynamic linker (PT_INTERP)?"""
+    if len(head) < _ELF_HEADER or not head.startswith(b"\x7fELF"):
+        return True
+    (offset,) = struct.unpack_from("<Q", head, 32)
+    size, count = struct.unpack_from("<HH", head, 54)
+    places = range(offset, min(offset + size * count, len(head) - 3), max(size, 1))
+    return any(struct.unpack_from("<I", head, at)[0] == _PT_INTERP for at in places)
+
+
 def _head(where: Where) -> bytes:
-    """The first bytes of a script; nothing of other files."""
+    """The first bytes of a program. OSError: it can't be executed, or read."""
     mount = where.mount
     if mount is not None:
         if not stat.S_ISREG(look(where).mode):
             raise fail(errno.EACCES)
         fh = mount.fs.open(where.inside, os.O_RDONLY)
         try:
-            head = bytes(mount.fs.read(where.inside, fh, HEAD, 0))
+            head = bytes(mount.fs.read(where.inside, fh, _PIECE, 0))
         finally:
             mount.fs.release(where.inside, fh)
     else:
@@ -248,10 +266,10 @@ def _head(where: Where) -> bytes:
         except PermissionError:
             return b""
         try:
-            head = os.read(fd, HEAD)
+            head = os.read(fd, _PIECE)
         finally:
             os.close(fd)
-    return head if head.startswith(b"#!") else b""
+    return head
 
 
 def _of(identity: Identity, where: Where) -> rules.Program:
