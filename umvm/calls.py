@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core_accel.request import Reply, Request
 from umvm.guest.events import Events
 from umvm.interfaces.identity import Identity
-from umvm.syscalls import identity, owners, privilege, table
+from umvm.syscalls import identity, owners, privilege, procowner, signals, table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
 
@@ -29,7 +29,7 @@ _QUICK = (
 """What the engine itself may answer, or has to note, while an identity is active."""
 _FAILED = Reply.error(errno.EIO)
 assert owners.CALLS is identity.CALLS  # these add to the table of that one
-assert privilege.OPTIONS
+assert privilege.OPTIONS and signals.sys_kill and procowner.STATX
 
 
 class Calls:
