@@ -92,7 +92,7 @@ class Patcher:
             return new
 
     def _analyser(self) -> socket.socket:
-        """Where to send files; the process is started by a thread, so that no guest waits for it."""
+        """Where to send files; a thread starts the process, so that no guest waits for it."""
         with self._lock:
             if self._files is None:
                 self._files, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
