@@ -4,6 +4,7 @@
    Nothing here needs the GIL. Freestanding but for the system calls, so that an agent can use the same table. */
 #ifndef UMVM_CREDS_H
 #define UMVM_CREDS_H
+#include "agent/layout.h"
 #include "kernel.h"
 #include <sys/resource.h>
 
@@ -22,7 +23,7 @@ struct umvm_identity {
     uint8_t quick[UMVM_CALLS];  /* calls that may be answered here */
     struct umvm_creds *records; /* UMVM_RECORDS of them, filled as they come up */
     uint64_t *peers;            /* by process id, modulo UMVM_RECORDS: id << 32 | number + 1 when it last made a socket known */
-    uint64_t answered;
+    int messages;               /* some socket has SO_PASSCRED: received messages are to be looked at */
 };
 
 /* The number of a process's record; −errno when it is gone. */
@@ -34,31 +35,43 @@ static long umvm_mark(int pid)
     return now.rlim_cur - UMVM_MARKED < UMVM_RECORDS ? (long)(now.rlim_cur - UMVM_MARKED) : 0;
 }
 
-static int umvm_give(int listener, const struct seccomp_notif *q, long value)
+struct umvm_asked { /* a call, and where its answer goes */
+    const struct seccomp_notif *n;
+    int listener;
+    uint8_t *answered;
+};
+
+static int umvm_tell(const struct umvm_asked *q, long value, int error, int run)
 {
-    umvm_answer(listener, q->id, value < 0 ? 0 : value, value < 0 ? (int)-value : 0, 0);
+    umvm_mark_answered(q->answered, q->n->data.instruction_pointer);
+    umvm_answer(q->listener, q->n->id, value, error, run);
     return 1;
 }
 
-static int umvm_give_three(int listener, const struct seccomp_notif *q, const uint32_t *ids)
+static int umvm_give(const struct umvm_asked *q, long value)
 {
-    for (int i = 0; i < 3; i++)
-        if (umvm_copy(q->pid, (void *)&ids[i], q->data.args[i], 4, 1) != 4)
-            return umvm_give(listener, q, -EFAULT);
-    return umvm_give(listener, q, 0);
+    return value < 0 ? umvm_tell(q, 0, (int)-value, 0) : umvm_tell(q, value, 0, 0);
 }
 
-static int umvm_give_groups(int listener, const struct seccomp_notif *q, const struct umvm_creds *own)
+static int umvm_give_three(const struct umvm_asked *q, const uint32_t *ids)
 {
-    int room = (int)q->data.args[0], count = (int)own->count;
+    for (int i = 0; i < 3; i++)
+        if (umvm_copy(q->n->pid, (void *)&ids[i], q->n->data.args[i], 4, 1) != 4)
+            return umvm_give(q, -EFAULT);
+    return umvm_give(q, 0);
+}
+
+static int umvm_give_groups(const struct umvm_asked *q, const struct umvm_creds *own)
+{
+    int room = (int)q->n->data.args[0], count = (int)own->count;
     long size = 4 * (long)count;
     if (own->count > UMVM_QUICK_GROUPS)
         return 0;
     if (room < 0 || (room > 0 && room < count))
-        return umvm_give(listener, q, -EINVAL);
-    if (room && count && umvm_copy(q->pid, (void *)own->groups, q->data.args[1], size, 1) != size)
-        return umvm_give(listener, q, -EFAULT);
-    return umvm_give(listener, q, count);
+        return umvm_give(q, -EINVAL);
+    if (room && count && umvm_copy(q->n->pid, (void *)own->groups, q->n->data.args[1], size, 1) != size)
+        return umvm_give(q, -EFAULT);
+    return umvm_give(q, count);
 }
 
 /* A signal to a process with the very same credentials is allowed. */
@@ -68,9 +81,32 @@ static int umvm_same(const struct seccomp_notif *q, long own)
     return target > 0 && umvm_mark(target) == own;
 }
 
-/* 1: the call was answered, or let through; 0: it is for others to decide. */
-static int umvm_quick(struct umvm_identity *s, int listener, const struct seccomp_notif *q)
+/* Does a message that is to be sent name its sender (SCM_CREDENTIALS)? */
+static int umvm_names_sender(const struct seccomp_notif *q)
 {
+    struct msghdr m;
+    char control[1024];
+    if (umvm_copy(q->pid, &m, q->data.args[1], sizeof m, 0) != sizeof m || m.msg_controllen < sizeof(struct cmsghdr))
+        return 0;
+    if (m.msg_controllen > sizeof control)
+        return 1;
+    if (umvm_copy(q->pid, control, (uint64_t)m.msg_control, m.msg_controllen, 0) != (long)m.msg_controllen)
+        return 0;
+    m.msg_control = control;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
+            return 1;
+    return 0;
+}
+
+/* 1: the call was answered, or let through; 2: it has nothing to do with identities; 0: it is for others to decide. */
+static int umvm_quick(struct umvm_identity *s, int listener, const struct seccomp_notif *q, uint8_t *answered)
+{
+    const struct umvm_asked asked = {q, listener, answered};
+    if (s->on && q->data.nr == SYS_recvmsg && s->quick[SYS_recvmsg])
+        return s->messages ? 0 : 2;
+    if (s->on && q->data.nr == SYS_sendmsg && s->quick[SYS_sendmsg])
+        return umvm_names_sender(q) ? 0 : 2;
     if (!s->on || (unsigned)q->data.nr >= UMVM_CALLS || !s->quick[q->data.nr])
         return 0;
     long number = umvm_mark(q->pid);
@@ -81,24 +117,22 @@ static int umvm_quick(struct umvm_identity *s, int listener, const struct seccom
         return 0;
     int done = 0;
     switch (q->data.nr) {
-    case SYS_getuid: done = umvm_give(listener, q, own->ids[0]); break;
-    case SYS_geteuid: done = umvm_give(listener, q, own->ids[1]); break;
-    case SYS_getgid: done = umvm_give(listener, q, own->ids[4]); break;
-    case SYS_getegid: done = umvm_give(listener, q, own->ids[5]); break;
-    case SYS_getresuid: done = umvm_give_three(listener, q, own->ids); break;
-    case SYS_getresgid: done = umvm_give_three(listener, q, own->ids + 4); break;
-    case SYS_getgroups: done = umvm_give_groups(listener, q, own); break;
+    case SYS_getuid: done = umvm_give(&asked, own->ids[0]); break;
+    case SYS_geteuid: done = umvm_give(&asked, own->ids[1]); break;
+    case SYS_getgid: done = umvm_give(&asked, own->ids[4]); break;
+    case SYS_getegid: done = umvm_give(&asked, own->ids[5]); break;
+    case SYS_getresuid: done = umvm_give_three(&asked, own->ids); break;
+    case SYS_getresgid: done = umvm_give_three(&asked, own->ids + 4); break;
+    case SYS_getgroups: done = umvm_give_groups(&asked, own); break;
     case SYS_kill: case SYS_tkill: case SYS_tgkill: case SYS_rt_sigqueueinfo: case SYS_rt_tgsigqueueinfo:
         if (!umvm_same(q, number))
             return 0;
-        umvm_answer(listener, q->id, 0, 0, 1);
-        done = 1;
+        done = umvm_tell(&asked, 0, 0, 1);
         break;
     case SYS_connect: case SYS_listen: case SYS_socketpair: /* what SO_PEERCRED will tell of the caller */
         s->peers[q->pid % UMVM_RECORDS] = (uint64_t)q->pid << 32 | (uint64_t)(number + 1);
-        return 0;
+        return 2;
     }
-    s->answered += done;
     return done;
 }
 

@@ -39,8 +39,8 @@ cdef extern from "creds.h":
         uint8_t quick[512]
         umvm_creds *records
         uint64_t *peers
-        uint64_t answered
-    int umvm_quick(umvm_identity *, int listener, const seccomp_notif *) nogil
+        int messages
+    int umvm_quick(umvm_identity *, int listener, const seccomp_notif *, uint8_t *answered) nogil
     long umvm_peer(const umvm_identity *, int pid) nogil
 
 cdef extern from "execwatch.h":
@@ -221,6 +221,10 @@ cdef class Engine:
             own.groups[i] = groups[i]
         own.valid = 1
 
+    def watch_messages(self):
+        """Some socket tells its reader who sent: recvmsg is handed over from now on."""
+        self.identity.messages = 1
+
     def peer(self, int pid):
         """The record that a process had when it last made a socket known to others; -1: unknown."""
         return umvm_peer(&self.identity, pid)
@@ -259,6 +263,7 @@ cdef class Engine:
         cdef int r, failed
         q.id = 0
         v.kind = LATER
+        cdef umvm_call_kind kind
         while True:
             with nogil:
                 if v.kind < LATER:
@@ -269,12 +274,15 @@ cdef class Engine:
                     r = umvm_receive(fd, &q)
                     if r < 0:
                         break
-                    if (self.identity.on and self.restarts.pending == 0 and self.expecting == 0
-                            and umvm_quick(&self.identity, fd, &q)):
+                    if <unsigned int>q.data.nr >= MAX_NR or self.restarts.pending or self.expecting:
+                        break
+                    r = umvm_quick(&self.identity, fd, &q, self.restarts.answered) if self.identity.on else 0
+                    if r == 1:
                         continue
-                    if (<unsigned int>q.data.nr < MAX_NR and self.restarts.pending == 0
-                            and self.expecting == 0
-                            and umvm_route(&self.router, &self.kinds[q.data.nr], &q, &path) == 0):
+                    kind = self.kinds[q.data.nr]
+                    if r == 2:
+                        kind.hooked = 0
+                    if umvm_route(&self.router, &kind, &q, &path) == 0:
                         self.router.passed += 1
                         umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
                         umvm_answer(fd, q.id, 0, 0, 1)
@@ -297,19 +305,17 @@ cdef class Engine:
         cdef Request request = make_request(fd, q, self.restarts)
         cdef Reply reply
         cdef umvm_verdict v
+        cdef int known
         if self.restarts.pending or self.expecting:
             known = resume(request) if self.restarts.pending else 0
             if known:
-                return self._verdict(request, self.run if known == 2 else self.done)
+                return self._exec(request, verdict(self.done if known == 1 else self.run))
             if request.tid in self.expected:
-                try:
-                    self.on_expected(request.tid)
-                except BaseException:
-                    log.exception("before %r", request)
-            if self.identity.on and umvm_quick(&self.identity, fd, q):
+                self._announce(request)
+            if self.identity.on and umvm_quick(&self.identity, fd, q, self.restarts.answered) == 1:
                 return verdict(self.done)
             if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
-                return self._verdict(request, self.run)
+                return verdict(self.run)
         if path.size > 0:
             request.path_at = path.addr
             request.path = path.text[:path.size]
@@ -320,7 +326,7 @@ cdef class Engine:
         try:
             answer = self.handler(request)
             reply = self.run if answer is None else answer
-            v = self._verdict(request, reply)
+            v = verdict(reply)
         except OSError as error:
             number = error.errno
             v.kind, v.number = ERROR, number if number and number > 0 else EIO
@@ -328,15 +334,21 @@ cdef class Engine:
             log.exception("handling %r", request)
             v.kind, v.number = ERROR, EIO
         self.idle[fd] += 1
-        return v
+        return self._exec(request, v)
 
-    cdef umvm_verdict _verdict(self, Request request, Reply reply) except *:
-        """As `verdict`; a program that is watched from its first instruction on is let go here."""
+    def _announce(self, request):
+        try:
+            self.on_expected(request.tid)
+        except BaseException:
+            log.exception("before %r", request)
+
+    cdef umvm_verdict _exec(self, Request request, umvm_verdict v) except *:
+        """Run an execve that is to be watched (`watch_exec`); any other verdict stays."""
         cdef uint64_t pairs[32]
         cdef int n = 0, leader
-        if not (self.watched and request.tid in self.watched and reply.kind == RUN
-                and request.nr in (EXECVE, EXECVEAT)):
-            return verdict(reply)
+        if (not self.watched or v.kind != RUN or request.nr not in (EXECVE, EXECVEAT)
+                or request.tid not in self.watched):
+            return v
         memset(pairs, 0, sizeof(pairs))
         tgid, values = self.watched.pop(request.tid)
         for kind, value in values.items():
@@ -344,6 +356,7 @@ cdef class Engine:
                 pairs[n], pairs[n + 1] = kind, value
                 n += 2
         leader = tgid
+        umvm_mark_answered(self.restarts.answered, request.ip)
         with nogil:
             umvm_exec_watched(request.listener, request.id, request.tid, leader, pairs)
         return verdict(self.done)

@@ -161,12 +161,11 @@ static int umvm_last_named(const struct umvm_router *r, const char *path, size_t
 }
 
 /* Does a call open a file of such a name? All that there is to look at while nothing is served. */
-static int umvm_opens_named(const struct umvm_router *r, const struct seccomp_notif *q)
+static int umvm_opens_named(const struct umvm_router *r, const struct seccomp_notif *q, char *path)
 {
-    char path[UMVM_PATH_MAX];
     if (!r->names || (q->data.nr != SYS_openat && q->data.nr != SYS_open && q->data.nr != SYS_openat2))
         return 0;
-    long n = umvm_string(q->pid, path, q->data.args[q->data.nr == SYS_open ? 0 : 1], sizeof path);
+    long n = umvm_string(q->pid, path, q->data.args[q->data.nr == SYS_open ? 0 : 1], UMVM_PATH_MAX);
     return n > 0 && umvm_last_named(r, path, (size_t)n);
 }
 
@@ -283,7 +282,7 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 1;
     if (k->always == 3)
         return umvm_interrupted(q->pid);
-    if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q))
+    if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q, got->text))
         return 0;
     if (k->always == 2)
         return 1;

@@ -1,4 +1,4 @@
-"""`umvm su`, `umvm sudo` and `umvm id`: who a process in a VM is, and how it becomes somebody else."""
+"""`umvm su`, `umvm sudo` and `umvm id`: who a guest is, and how it becomes somebody else."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def su(user: str, command: str | None, login: bool, arguments: Sequence[str]) ->
     account = users.account(user)
     env = dict(os.environ)
     if login:
-        kept = {name: env[name] for name in ("TERM", "UMVM_SOCKET", "UMVM_NAME") if name in env}
-        env = {**kept, "PATH": _PATHS[account.uid == 0]}
+        env = {name: env[name] for name in ("TERM", "UMVM_SOCKET", "UMVM_NAME") if name in env}
+        env["PATH"] = _PATHS[account.uid == 0]
     env |= {"HOME": account.home, "SHELL": account.shell}
     if login or account.uid != 0:
         env |= {"USER": account.name, "LOGNAME": account.name}
@@ -155,8 +155,10 @@ def grant(vm: VirtualMachine, pid: int, uid: int, gid: int, groups: tuple[int, .
     assert vm.identity is not None
     bounding = vm.identity.first().bounding
     new = login(uid, gid, groups)
-    sets = {"permitted": new.permitted & bounding, "effective": new.effective & bounding}
-    vm.creds.set(pid, new._replace(bounding=bounding, **sets))
+    new = new._replace(
+        permitted=new.permitted & bounding, effective=new.effective & bounding, bounding=bounding
+    )
+    vm.creds.change(pid, new)
     vm.procs.forget(pid)
 
 

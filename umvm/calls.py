@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from core_accel.request import Reply, Request
 from umvm.guest.events import Events
 from umvm.interfaces.identity import Identity
-from umvm.syscalls import identity, owners, privilege, procowner, signals, table
+from umvm.syscalls import table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
 
 if TYPE_CHECKING:
+    from umvm.syscalls.identity import Handler
     from umvm.vm import VirtualMachine
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,10 @@ Hook = Callable[[Request], Reply | None]
 _EXEC = ("execve", "execveat")
 _QUICK = (
     "getuid geteuid getgid getegid getresuid getresgid getgroups kill tkill tgkill rt_sigqueueinfo "
-    "rt_tgsigqueueinfo connect listen socketpair"
+    "rt_tgsigqueueinfo connect listen socketpair sendmsg recvmsg"
 ).split()
 """What the engine itself may answer, or has to note, while an identity is active."""
 _FAILED = Reply.error(errno.EIO)
-assert owners.CALLS is identity.CALLS  # these add to the table of that one
-assert privilege.OPTIONS and signals.sys_kill and procowner.STATX
 
 
 class Calls:
@@ -60,7 +59,7 @@ class Calls:
         }
         quick: set[int] = set()
         if active is not None:
-            for call, handler in identity.CALLS.items():
+            for call, handler in _identity_calls().items():
                 hook: Hook = partial(_with_identity, self._vm, handler, active)
                 numbers.setdefault(table.nr(call), []).append(hook)
             hooked = {table.nr(call) for name in hooks for call in expand((name,))}
@@ -143,7 +142,14 @@ class Calls:
         log.error("hook %r failed, %s of process %d gets EIO", hook, call, req.tid, exc_info=error)
 
 
+def _identity_calls() -> Mapping[str, Handler]:
+    """The calls that depend on who the guests are; imported when the first identity is active."""
+    from umvm.syscalls.identities import CALLS
+
+    return CALLS
+
+
 def _with_identity(
-    vm: VirtualMachine, handler: identity.Handler, active: Identity, req: Request
+    vm: VirtualMachine, handler: Handler, active: Identity, req: Request
 ) -> Reply | None:
     return handler(vm, req, active)

@@ -1,4 +1,4 @@
-"""Names of capabilities (include/uapi/linux/capability.h of Linux 6.18), and sets of them as text."""
+"""Names of capabilities (linux/capability.h of Linux 6.18), and sets of them as text."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def kill(vm_name: str) -> None:
 @click.argument("user", default="root")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARG...]")
 def su(command: str | None, login: bool, user: str, arguments: tuple[str, ...]) -> None:
-    """In a VM, become USER (default: root) and execute its shell; nobody is asked for a password."""
+    """In a VM, become USER (default: root) and execute its shell, without a password."""
     from umvm import become
 
     become.su(user, command, login, arguments)

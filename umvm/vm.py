@@ -88,9 +88,7 @@ class VirtualMachine:
             return Engine(KINDS, self.dispatch, self._gone, self.creds.arrived)
         from umvm.agent.engine import AgentEngine
 
-        return AgentEngine(
-            KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived
-        )
+        return AgentEngine(KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived)
 
     # --- calls -----------------------------------------------------------------------------------
 

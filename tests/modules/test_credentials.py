@@ -87,7 +87,9 @@ def sequence(seed: int) -> str:
                 return f"{name}:{','.join(number() for _ in range(3))}"
             case 2:
                 count = choose.randrange(4)
-                return "setgroups:" + ",".join(choose.choice("0 33 34 5".split()) for _ in range(count))
+                return "setgroups:" + ",".join(
+                    choose.choice("0 33 34 5".split()) for _ in range(count)
+                )
             case 3:
                 return f"capset:{caps()},{caps()},{caps()}"
             case 4:
@@ -111,7 +113,9 @@ def sequence(seed: int) -> str:
 
     start = ["setgroups:"] if seed % 3 else ["setgroups:", "setuid:33"]
     steps = start + [step() for _ in range(choose.randrange(4, 12))]
-    if "thread:" in steps:  # docs/limits.md: what a thread with ids of its own forks has its process's
+    if (
+        "thread:" in steps
+    ):  # docs/limits.md: what a thread with ids of its own forks has its process's
         first = steps.index("thread:")
         steps = steps[:first] + [word for word in steps[first:] if word != "fork:"]
     return " ".join(steps)
@@ -176,5 +180,3 @@ def test_sets_of_capabilities_as_text() -> None:
     for bad in ("chwon", "", "99", "-", "0x"):
         with pytest.raises(ValueError, match="no capability"):
             capabilities.read(bad)
-
-

@@ -101,6 +101,8 @@ def test_mmap_of_a_descriptor_is_trapped(flags: int, action: int) -> None:
         ("getsockopt", (3, 1, 59), bpf.RET_USER_NOTIF),
         ("getsockopt", (3, 1, 4), bpf.RET_ALLOW),
         ("getsockopt", (3, 6, 17), bpf.RET_ALLOW),
+        ("setsockopt", (3, 1, 16), bpf.RET_USER_NOTIF),
+        ("setsockopt", (3, 1, 17), bpf.RET_ALLOW),
         ("clone", (0x01200011,), bpf.RET_ALLOW),
         ("clone", (0x3D0F00,), bpf.RET_ALLOW),
         ("clone", (0x10000011,), bpf.RET_USER_NOTIF),

@@ -134,6 +134,10 @@ class AgentEngine:
         """As `Engine.set_record`."""
         self._engine.set_record(number, ids, groups)
 
+    def watch_messages(self) -> None:
+        """As `Engine.watch_messages`."""
+        self._engine.watch_messages()
+
     def peer(self, pid: int) -> int:
         """As `Engine.peer`."""
         return self._engine.peer(pid)

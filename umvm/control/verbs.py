@@ -144,9 +144,10 @@ def _become(vm: Any, args: _Arguments, fds: list[int]) -> object:
     from umvm.become import grant
 
     ids = [args.get(name) for name in ("pid", "uid", "gid")] + list(args.get("groups", ()))
-    if not all(isinstance(number, int) and 0 <= number < 0xFFFFFFFF for number in ids):
+    numbers = [n for n in ids if isinstance(n, int) and 0 <= n < 0xFFFFFFFF]
+    if len(numbers) != len(ids):
         raise UsageError("become: ids are numbers")
-    grant(vm, *ids[:3], tuple(ids[3:]))
+    grant(vm, numbers[0], numbers[1], numbers[2], tuple(numbers[3:]))
     return None
 
 

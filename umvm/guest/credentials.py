@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,6 +69,8 @@ class CredentialStore:
         self.execs: dict[int, Exec] = {}
         """By process."""
         self.splits: dict[int, Split] = {}
+        self.said: dict[int, deque[tuple[int, int]]] = {}
+        """The ids that a process gave itself in messages under way (SCM_CREDENTIALS)."""
         self._marks = marks
         self._changed = changed
         self._lock = threading.RLock()
@@ -92,7 +95,7 @@ class CredentialStore:
         assert self.identity is not None
         return self._marks.get(tid, self.identity) or self.identity.first()
 
-    def set(self, tid: int, new: Credentials) -> None:
+    def change(self, tid: int, new: Credentials) -> None:
         """A thread changed its credentials. OSError: as `Marks.set`."""
         if not self.splits and thread_count(tid) == 1:
             self._mark(tid, new)

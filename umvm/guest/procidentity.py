@@ -1,4 +1,4 @@
-"""What /proc/PID tells of a process's credentials, where guests have others than the kernel knows."""
+"""What /proc/PID tells of credentials, where guests have others than the kernel knows."""
 
 from __future__ import annotations
 

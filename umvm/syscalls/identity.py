@@ -54,7 +54,7 @@ def change(vm: VirtualMachine, req: Request, identity: Identity, new: Credential
     """Give the caller new credentials."""
     old = credentials(vm, req.tid, identity)
     if new != old:
-        vm.creds.set(req.tid, rules.committed(old, new))
+        vm.creds.change(req.tid, rules.committed(old, new))
         vm.procs.forget(req.tid)
     return DONE
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _XATTR = "security.capability"
 _PIECE, _ELF_HEADER, _PT_INTERP = 1024, 64, 3
 
-# --- capget, capset --------------------------------------------------------------------------------
+# --- capget, capset ------------------------------------------------------------------------------
 
 _VERSIONS = {0x19980330: 1, 0x20071026: 2, 0x20080522: 2}
 """Version of struct __user_cap_header_struct: number of 32-bit pieces of each set."""
@@ -115,7 +115,7 @@ def sys_capset(vm: VirtualMachine, req: Request, identity: Identity) -> Reply:
     return change(vm, req, identity, new)
 
 
-# --- prctl -----------------------------------------------------------------------------------------
+# --- prctl ---------------------------------------------------------------------------------------
 
 Option = tuple[int, Credentials]
 """A result, and the caller's credentials afterwards."""
@@ -178,7 +178,7 @@ def sys_prctl(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     return Reply.value(result)
 
 
-# --- threads, exec ---------------------------------------------------------------------------------
+# --- threads, exec -------------------------------------------------------------------------------
 
 CLONE_THREAD = 0x00010000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from .row import ADDRESS, PEER, Row, deny, free, trap
+from .row import ADDRESS, PASSCRED, PEER, Row, deny, free, trap
 
 _SOURCE = "the address of an AF_UNIX sender on a mount is shown untranslated"
 _VDSO = "the vDSO answers most of these without any call"
@@ -18,14 +18,14 @@ NETWORK: tuple[Row, ...] = (
     trap(44, "sendto", "fd ptr size flags sock size", "network", "only with an address", ADDRESS),
     free(45, "recvfrom", "fd ptr size flags sock ptr", "network", _SOURCE),
     trap(46, "sendmsg", "fd ptr flags", "network"),
-    free(47, "recvmsg", "fd ptr flags", "network", "a virtual descriptor received keeps its inode"),
+    trap(47, "recvmsg", "fd ptr flags", "network", "a virtual descriptor received keeps its inode"),
     free(48, "shutdown", "fd int", "network"),
     trap(49, "bind", "fd sock size", "network"),
     trap(50, "listen", "fd int", "network", "of a socket that bind was let to bind"),
     trap(51, "getsockname", "fd sock ptr", "network"),
     trap(52, "getpeername", "fd sock ptr", "network"),
     trap(53, "socketpair", "int int int ptr", "network"),
-    free(54, "setsockopt", "fd int int ptr size", "network"),
+    trap(54, "setsockopt", "fd int int ptr size", "network", "only SO_PASSCRED", PASSCRED),
     trap(55, "getsockopt", "fd int int ptr ptr", "network", "only who is at the other end", PEER),
     free(288, "accept4", "fd sock ptr flags", "network", _SOURCE),
     free(299, "recvmmsg", "fd ptr int flags ptr", "network", _SOURCE),

@@ -63,7 +63,7 @@ def with_capabilities(
     )
 
 
-# --- prctl -----------------------------------------------------------------------------------------
+# --- prctl ---------------------------------------------------------------------------------------
 
 
 def without_bounding(old: Credentials, capability: int) -> Credentials:
@@ -117,7 +117,7 @@ def ambient(old: Credentials, what: int, cap: int, more: bool) -> tuple[int, Cre
     return 0, old._replace(ambient=old.ambient | bit)
 
 
-# --- exec ------------------------------------------------------------------------------------------
+# --- exec ----------------------------------------------------------------------------------------
 
 
 class FileCapabilities(NamedTuple):
@@ -129,7 +129,7 @@ class FileCapabilities(NamedTuple):
 
 
 def parse_capabilities(value: bytes) -> FileCapabilities | None:
-    """Read a security.capability attribute (struct vfs_ns_cap_data); None: it means nothing here."""
+    """Read a security.capability attribute (struct vfs_ns_cap_data); None: it isn't valid here."""
     if len(value) < 4:
         return None
     (magic,) = struct.unpack_from("<I", value)
