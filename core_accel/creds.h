@@ -4,12 +4,18 @@
    Nothing here needs the GIL. Freestanding but for the system calls, so that an agent can use the same table. */
 #ifndef UMVM_CREDS_H
 #define UMVM_CREDS_H
-#include "agent/layout.h"
 #include "kernel.h"
+#include "agent/layout.h"
 #include <sys/resource.h>
 
 enum { UMVM_RECORDS = 1 << 16, UMVM_QUICK_GROUPS = 22, UMVM_CALLS = 512 };
 #define UMVM_MARKED (0x756d766dull << 32)
+
+enum {
+    UMVM_WATCH_MESSAGES = 1, /* some socket has SO_PASSCRED: received messages */
+    UMVM_WATCH_LIMITS = 2,   /* some process has limits that the kernel doesn't know */
+    UMVM_WATCH_NAMES = 4,    /* the VM has a host name of its own */
+};
 
 struct umvm_creds { /* 128 bytes */
     uint32_t valid;
@@ -23,7 +29,7 @@ struct umvm_identity {
     uint8_t quick[UMVM_CALLS];  /* calls that may be answered here */
     struct umvm_creds *records; /* UMVM_RECORDS of them, filled as they come up */
     uint64_t *peers;            /* by process id, modulo UMVM_RECORDS: id << 32 | number + 1 when it last made a socket known */
-    int messages;               /* some socket has SO_PASSCRED: received messages are to be looked at */
+    int watching;               /* UMVM_WATCH_…: what has come to be looked at, if it wasn't from the start */
 };
 
 /* The number of a process's record; −errno when it is gone. */
@@ -103,12 +109,17 @@ static int umvm_names_sender(const struct seccomp_notif *q)
 static int umvm_quick(struct umvm_identity *s, int listener, const struct seccomp_notif *q, uint8_t *answered)
 {
     const struct umvm_asked asked = {q, listener, answered};
-    if (s->on && q->data.nr == SYS_recvmsg && s->quick[SYS_recvmsg])
-        return s->messages ? 0 : 2;
-    if (s->on && q->data.nr == SYS_sendmsg && s->quick[SYS_sendmsg])
-        return umvm_names_sender(q) ? 0 : 2;
     if (!s->on || (unsigned)q->data.nr >= UMVM_CALLS || !s->quick[q->data.nr])
         return 0;
+    switch (q->data.nr) {
+    case SYS_recvmsg: return s->watching & UMVM_WATCH_MESSAGES ? 0 : 2;
+    case SYS_uname: return s->watching & UMVM_WATCH_NAMES ? 0 : 2;
+    case SYS_sendmsg: return umvm_names_sender(q) ? 0 : 2;
+    case SYS_getrlimit: case SYS_prlimit64:
+        if (q->data.nr == SYS_prlimit64 && q->data.args[2])
+            return 0;
+        return s->watching & UMVM_WATCH_LIMITS || q->data.args[q->data.nr == SYS_prlimit64] == 10 ? 0 : 2;
+    }
     long number = umvm_mark(q->pid);
     if (number < 0)
         return 0;

@@ -39,7 +39,7 @@ cdef extern from "creds.h":
         uint8_t quick[512]
         umvm_creds *records
         uint64_t *peers
-        int messages
+        int watching
     int umvm_quick(umvm_identity *, int listener, const seccomp_notif *, uint8_t *answered) nogil
     long umvm_peer(const umvm_identity *, int pid) nogil
 
@@ -221,9 +221,9 @@ cdef class Engine:
             own.groups[i] = groups[i]
         own.valid = 1
 
-    def watch_messages(self):
-        """Some socket tells its reader who sent: recvmsg is handed over from now on."""
-        self.identity.messages = 1
+    def watch(self, int what):
+        """Something has come up that has to be looked at from now on (UMVM_WATCH_… of creds.h)."""
+        self.identity.watching |= what
 
     def peer(self, int pid):
         """The record that a process had when it last made a socket known to others; -1: unknown."""

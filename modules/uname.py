@@ -1,20 +1,28 @@
 """A host name for the VM: `umvm run -m hostname,name=mars`.
 
 Options: `name=` and `domain=`, by default the host's. Guests that are root (see the module ident)
-may change both. /proc/sys/kernel/hostname still reads as the host's.
+may change both. /proc/sys/kernel/hostname and domainname read so too, and can't be written.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import Any
 
 from umvm import Reply, Request, SyscallClass
 from umvm.errors import UsageError
+from umvm.interfaces.identity import CAP_SYS_ADMIN
 
 _FIELD = 65
 """Bytes of each of the six fields of struct new_utsname (linux/utsname.h)."""
+
+
+FILES = {
+    "sethostname": b"/proc/sys/kernel/hostname",
+    "setdomainname": b"/proc/sys/kernel/domainname",
+}
 
 
 def _domain() -> bytes:
@@ -35,6 +43,15 @@ class Names:
         if any(len(text) >= _FIELD for text in self._names.values()):
             raise UsageError(f"hostname: a name has at most {_FIELD - 1} bytes")
 
+    def text(self, which: str) -> bytes:
+        """A name as a file of /proc."""
+        return self._names[which] + b"\n"
+
+    def _is_root(self, req: Request) -> bool:
+        if self._vm.identity is not None:
+            return bool(self._vm.creds.get(req.tid).may(CAP_SYS_ADMIN))
+        return bool(self._vm.procs.caller(req.tid).uid == 0)
+
     def uname(self, req: Request) -> Reply:
         """uname(2)."""
         system, _, *more = (os.fsencode(field) for field in os.uname())
@@ -45,7 +62,7 @@ class Names:
     def set(self, which: str, req: Request) -> Reply:
         """sethostname(2), setdomainname(2). **Errors** EPERM: not root; EINVAL: too long."""
         address, size, *_ = req.args
-        if self._vm.procs.caller(req.tid).uid != 0:
+        if not self._is_root(req):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if not 0 <= size < _FIELD:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -59,8 +76,16 @@ def umvm_start(vm: Any, options: dict[str, str]) -> list[SyscallClass]:
     if unknown:
         raise UsageError(f"hostname: unknown option {min(unknown)!r} (there are name, domain)")
     names = Names(vm, options.get("name"), options.get("domain"))
+    for which, path in FILES.items():
+        vm.show_in_proc(path, partial(names.text, which))
     return [
         SyscallClass(("uname",), names.uname),
         SyscallClass(("sethostname",), lambda req: names.set("sethostname", req)),
         SyscallClass(("setdomainname",), lambda req: names.set("setdomainname", req)),
     ]
+
+
+def umvm_stop(vm: Any) -> None:
+    """The names are the host's again."""
+    for path in FILES.values():
+        vm.show_in_proc(path, None)

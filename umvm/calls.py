@@ -25,7 +25,8 @@ Hook = Callable[[Request], Reply | None]
 _EXEC = ("execve", "execveat")
 _QUICK = (
     "getuid geteuid getgid getegid getresuid getresgid getgroups kill tkill tgkill rt_sigqueueinfo "
-    "rt_tgsigqueueinfo connect listen socketpair sendmsg recvmsg"
+    "rt_tgsigqueueinfo connect listen socketpair sendmsg recvmsg "
+    "uname getrlimit prlimit64"
 ).split()
 """What the engine itself may answer, or has to note, while an identity is active."""
 _FAILED = Reply.error(errno.EIO)

@@ -61,6 +61,7 @@ class VirtualMachine:
         self.ended = threading.Event()
         self.roots: list[int] = []
         self.environment: dict[str, str] = {}
+        self.names: dict[str, bytes] = {}
         self._lock = threading.RLock()
         self._listeners = 0
         self.identity: Identity | None = None

@@ -134,9 +134,9 @@ class AgentEngine:
         """As `Engine.set_record`."""
         self._engine.set_record(number, ids, groups)
 
-    def watch_messages(self) -> None:
-        """As `Engine.watch_messages`."""
-        self._engine.watch_messages()
+    def watch(self, what: int) -> None:
+        """As `Engine.watch`."""
+        self._engine.watch(what)
 
     def peer(self, pid: int) -> int:
         """As `Engine.peer`."""

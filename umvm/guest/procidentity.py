@@ -21,7 +21,8 @@ NAMES = (b"status", b"auxv", b"limits")
 _FILE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(status|auxv|limits)")
 _OF_PROCESS = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?(/.*)?", re.DOTALL)
 _FIELD = re.compile(rb"(?m)^(\w+):\t(.*)$")
-_LOCKS = re.compile(rb"(?m)^(Max file locks +)\d+( +)")
+_LIMIT = struct.Struct("26s21s21s")
+"""Columns of /proc/PID/limits: name, soft limit, hard limit."""
 
 
 @cache
@@ -98,8 +99,20 @@ def _auxv(vm: VirtualMachine, tid: int, original: bytes) -> bytes:
 
 
 def _limits(vm: VirtualMachine, tid: int, original: bytes) -> bytes:
-    """proc_pid_limits(5), without our mark."""
-    return _LOCKS.sub(lambda found: found[1] + b"unlimited" + found[2], original, count=1)
+    """proc_pid_limits(5): a line for each limit, by number."""
+    from umvm.syscalls.limits import INFINITY, limit_of
+
+    lines = original.split(b"\n")
+    for which, line in enumerate(lines[1:]):
+        if len(line) < _LIMIT.size:
+            continue
+        name, _, _ = _LIMIT.unpack_from(line)
+        pair = [
+            b"unlimited" if number == INFINITY else b"%d" % number
+            for number in limit_of(vm, tid, which)
+        ]
+        lines[which + 1] = name + b"%-20s %-20s " % tuple(pair) + line[_LIMIT.size :]
+    return b"\n".join(lines)
 
 
 _FILES: dict[bytes, Callable[[VirtualMachine, int, bytes], bytes]] = {

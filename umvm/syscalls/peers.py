@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SO_PASSCRED, SO_PEERCRED, SO_PEERGROUPS = 16, 17, 59
 SCM_RIGHTS, SCM_CREDENTIALS, SCM_PIDFD = 1, 2, 4
 MSG_CMSG_CLOEXEC, MSG_CTRUNC = 0x40000000, 8
+WATCH_MESSAGES = 1
+"""`Engine.watch`: some socket tells its reader who sent."""
 _UCRED = struct.Struct("=iII")
 _HEADER = struct.Struct("=Qii")
 """struct cmsghdr: length with itself, level, type."""
@@ -157,7 +159,7 @@ def sys_sendmsg(vm: VirtualMachine, req: Request, identity: Identity) -> Reply |
 def sys_setsockopt(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """setsockopt(SO_PASSCRED): from now on messages are looked at."""
     if signed(req.args[1]) == socket.SOL_SOCKET and req.args[2] == SO_PASSCRED:
-        vm.engine.watch_messages()
+        vm.engine.watch(WATCH_MESSAGES)
     return None
 
 
