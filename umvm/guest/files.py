@@ -257,12 +257,8 @@ class Files(OpenNames):
             file = self.open.pop(ident, None)
             if file is None:
                 return
-            paths = self._paths.get(file.mount, {})
-            same = paths.get(file.path)
-            if same and file in same:
-                same.remove(file)
-                if not same:
-                    del paths[file.path]
+            if not file.hidden:  # a hidden name follows renames until it is removed
+                self._delist(file)
             if not file.dead:
                 file.mount.uses -= 1
             self._on_change()
@@ -304,22 +300,25 @@ class Files(OpenNames):
 
     def _unlist(self, file: OpenFile) -> None:
         """Forget what belonged to a description that is gone: its node, its hidden name."""
-        node, remove = file.node, b""
+        node = file.node
         with self._lock:
             node.files.discard(file)
             if not node.files:
                 self._forget_node(node)
-            key = (file.mount, file.hidden)
-            if key in self._hidden:
-                self._hidden[key] -= 1
-                if self._hidden[key] <= 0:
+        if not file.hidden:
+            return
+        with file.mount.lock:  # no directory above it is renamed now
+            with self._lock:
+                self._delist(file)
+                key = (file.mount, file.hidden)
+                left = self._hidden[key] = self._hidden.get(key, 0) - 1
+                if left <= 0:
                     del self._hidden[key]
-                    remove = file.hidden
-        if remove and not file.dead:
-            try:
-                file.mount.fs.unlink(remove)
-            except OSError as error:
-                log.info("removal of %r: %s", remove, error)
+            if left == 0 and not file.dead:
+                try:
+                    file.mount.fs.unlink(file.hidden)
+                except OSError as error:
+                    log.info("removal of %r: %s", file.hidden, error)
 
     def _forget_node(self, node: Node) -> None:
         if self._nodes.get(node.key) is node:

@@ -140,6 +140,14 @@ class OpenNames:
     def _list(self, file: OpenFile) -> None:
         self._paths.setdefault(file.mount, {}).setdefault(file.path, []).append(file)
 
+    def _delist(self, file: OpenFile) -> None:
+        paths = self._paths.get(file.mount, {})
+        same = paths.get(file.path)
+        if same and file in same:
+            same.remove(file)
+            if not same:
+                del paths[file.path]
+
     def _rekey(self, node: Node, key: Key) -> None:
         if self._nodes.get(node.key) is node:
             del self._nodes[node.key]
@@ -156,21 +164,12 @@ class OpenNames:
         """
         if mount.fs.open_unlinked:
             return b""
-        if not self._in_use(mount, path):
-            return b""
-        self.in_order(mount)
-        if not self._in_use(mount, path):
+        if all(file.is_path for file in self.on_path(mount, path)):
             return b""
         hidden = _hidden_name(path.rpartition(b"/")[0])
         mount.fs.rename(path, hidden)
         self._rename_hidden(mount, path, hidden)
         return hidden
-
-    def _in_use(self, mount: Mount, path: bytes) -> bool:
-        return not all(file.is_path for file in self.on_path(mount, path))
-
-    def in_order(self, mount: Mount) -> None:
-        """See `Files`."""
 
     def drop_hidden(self, mount: Mount, directory: bytes) -> bool:
         """Make room for rmdir(2): move hidden files elsewhere. False: none, or it fails."""

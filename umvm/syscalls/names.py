@@ -244,6 +244,7 @@ def _remove(
     if where.slash and not directory:
         raise fail(errno.EISDIR if is_dir(attr) else errno.ENOTDIR)
     check_delete(mount, mount.fs.getattr(parent(inside)), attr, caller, directory)
+    vm.files.in_order(mount)
     if directory:
         if vm.mounted_below(where.path):
             raise fail(errno.EBUSY)
@@ -260,7 +261,6 @@ def _rmdir(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None:
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            vm.files.in_order(mount)  # a hidden file may be about to go
             if _all_hidden(vm, mount, inside):
                 vm.files.drop_hidden(mount, inside)
             mount.fs.rmdir(inside)
@@ -406,6 +406,7 @@ def _rename(
             permit(mount, replaced, caller, WRITE)
     if vm.mounted_below(source.path) or vm.mounted_below(target.path):
         raise fail(errno.EBUSY)
+    vm.files.in_order(mount)
     with mount.lock:
         _move(vm, mount, old, new, flags, replaced)
         if is_dir(attr) or (replaced is not None and is_dir(replaced)):
