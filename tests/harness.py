@@ -25,8 +25,8 @@ import pytest
 GUESTS = Path(__file__).parent / "guests"
 MARKER = "UMVM_TEST"
 """An environment variable that every process of a test inherits: how its leftovers are found."""
-ENGINE = "UMVM_ENGINE"
-"""The environment variable that chooses the engine of the VMs that the tests start."""
+CHOICES = ("UMVM_ENGINE", "UMVM_PATCH")
+"""What chooses the engine of the VMs that the tests start, and how much of programs is patched."""
 ANALYSER = "umvm.agent.analyse"
 """The process that patches programs may outlive its VM; what it uses is known at the end."""
 UMVM = (sys.executable, "-m", "umvm")
@@ -77,7 +77,7 @@ class Runner:
     def environ(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a test's command: nothing of the user's settings reaches it."""
         foreign = ("UMVM_", "XDG_", "COV_")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) or k == ENGINE}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) or k in CHOICES}
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
         return kept | {
             "PATH": path,

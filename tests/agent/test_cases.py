@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from agent_fixtures import InAgent, entries
-from harness import Compiler, Runner
+from harness import Compiler, Runner, analysers, wait_until
 
 NAMES = [
     "storm",
@@ -64,6 +64,20 @@ def test_unpatched(
     native = runner.run([str(cases), name])
     assert in_agent([str(cases), name], env={"XDG_CACHE_HOME": str(empty)}) == native
     assert not os.listdir(empty / "umvm/text"), "a directory that others can write isn't used"
+
+
+@pytest.mark.parametrize("share", ["30", "70"])
+def test_partly_patched(
+    runner: Runner, cases: Path, in_agent: InAgent, tmp_path: Path, share: str
+) -> None:
+    """Some of the calls are patched, others notified."""
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "UMVM_PATCH": f"{share}:{os.getpid()}"}
+    in_agent(f"{cases} >/dev/null; ls >/dev/null", env=env)
+    assert wait_until(lambda: not analysers(tmp_path))
+    assert 40 < entries(tmp_path / "cache")["libc.so.6"]["sites"] < 200, env
+    for name in ("interrupted", "vforked", "bad_pointers", "threads", "environment", "twice"):
+        native = runner.run([str(cases), name])
+        assert in_agent([str(cases), name], env=env) == native, env
 
 
 def test_signals(

@@ -16,11 +16,18 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
 
 from umvm.agent.cache import Cache, Entry, Key
 
+if TYPE_CHECKING:
+    from umvm.agent.sites import Site
+
 MAX_CODE = 96 << 20
 """Bytes of an executable segment; larger ones are left alone."""
+SHARE = "UMVM_PATCH"
+"""Environment variable for tests: how many per cent of the sites are patched (50, or 50:SEED)."""
 SYSCALL = b"\x0f\x05"
 MEMORY_CALLS = frozenset((10, 11, 12, 25, 329))
 """mprotect, munmap, brk, mremap, pkey_mprotect: after them the agent looks at pages once more."""
@@ -51,6 +58,7 @@ def analyse(cache: Cache, fd: int, path: str) -> list[Entry]:
             or site.nr in MEMORY_CALLS
             or AGENT_KINDS.get(site.nr, ("run",))[0] != "run"
         ]
+        wanted = _share(wanted, os.environ.get(SHARE, ""))
         stub = cache.free_stub(stubs.size(wanted)) if wanted else None
         patch = None
         if stub is not None:
@@ -62,6 +70,15 @@ def analyse(cache: Cache, fd: int, path: str) -> list[Entry]:
         key = Key.of(st, segment.offset)
         entries.append(cache.add(key, segment.length, segment.vaddr, path, build_id, patch))
     return entries
+
+
+def _share(sites: list[Site], wanted: str) -> list[Site]:
+    """Some of the sites, always the same: `wanted` is per cent, and after a colon a seed."""
+    percent = wanted.partition(":")[0]
+    if not percent.isdigit():
+        return sites
+    share = int(percent)
+    return [one for one in sites if Random(f"{wanted} {one.start}").randrange(100) < share]
 
 
 def main() -> None:
