@@ -97,10 +97,6 @@ _CONDITIONS: dict[str, tuple[Instruction, ...]] = {
 }
 
 
-RT_SIGRETURN = 15
-"""Not trapped with an agent: calls that it lets pass aren't interrupted on their way."""
-
-
 def _by_address(code: tuple[Instruction, ...], base: int, mask: int) -> tuple[Instruction, ...]:
     """Where `code` ends in a notification: only for calls made outside the agent's pages."""
     if code[-1] != _return(RET_USER_NOTIF):
@@ -138,7 +134,6 @@ def _ranges(
     leaves = {row.nr: _leaf(row, io) for row in rows}
     if agent is not None:
         leaves = {number: _by_address(code, *agent) for number, code in leaves.items()}
-        leaves[RT_SIGRETURN] = (_return(RET_ALLOW),)
     ranges = [(0, leaves.get(0, unknown))]
     for number in range(1, max(leaves, default=0) + 2):
         code = leaves.get(number, unknown)
