@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from harness import Compiler, Result, Runner
+from real_root import host_capabilities, own
 
 from umvm import capabilities
 from umvm.interfaces.identity import all_capabilities
 
 Run = Callable[..., Result]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root on the host")
-SEQUENCES = int(os.environ.get("UMVM_SEQUENCES", "300"))
+SEQUENCES = int(os.environ.get("UMVM_SEQUENCES", "200"))
 IDS = (0, 0, 33, 33, 34, 1000, -1)
 CAPS = (0, 1, 5, 6, 7, 8, 9, 27, 33, 39, 63)
 PROGRAMS = {
@@ -119,19 +120,6 @@ def sequence(seed: int) -> str:
         first = steps.index("thread:")
         steps = steps[:first] + [word for word in steps[first:] if word != "fork:"]
     return " ".join(steps)
-
-
-def host_capabilities() -> int:
-    """The bounding set of this process: a container's root lacks some capabilities."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapBnd:"):
-            return int(line.split()[1], 16)
-    raise AssertionError("no CapBnd")
-
-
-def own() -> str:
-    """An identity that is real root's on this host."""
-    return f"ident,uid=0,gid=0,groups=0,caps={host_capabilities():#x}"
 
 
 def compare(runner: Runner, program: Path, directory: Path, lines: list[str], *options: str) -> int:
