@@ -48,6 +48,10 @@ cdef extern from "agent/layout.h":
         uint32_t stub_length
         uint64_t copy_size
         char name[40]
+    const int UMVM_AGENT_IDS
+    struct umvm_ids:
+        uint32_t valid
+        uint32_t ids[8]
     struct umvm_route_area:
         uint64_t stamp
         uint64_t shadow_dev
@@ -62,6 +66,8 @@ cdef extern from "agent/layout.h":
         uint64_t view
         uint64_t names[16]
         uint32_t texts_used
+        uint32_t identity
+        umvm_ids ids[2048]
         uint16_t text_index[8192]
         umvm_text texts[4096]
         char views[12][16384]
@@ -259,6 +265,21 @@ cdef class Area:
             bits[nr // 64] |= <uint64_t>1 << (nr % 64)
         for i in range(8):
             self.route.hooked[i] = bits[i]
+
+    def set_identity(self, on):
+        """May agents tell guests their ids by themselves?"""
+        self.route.identity = 1 if on else 0
+
+    def set_record(self, int number, ids):
+        """The ids of processes with this number (core_accel.engine.Engine.set_record)."""
+        cdef umvm_ids *own
+        cdef int i
+        if 0 <= number < UMVM_AGENT_IDS:
+            own = &self.route.ids[number]
+            own.valid = 0
+            for i in range(8):
+                own.ids[i] = ids[i]
+            own.valid = 1
 
     def forget(self):
         """A path may lead elsewhere from now on."""

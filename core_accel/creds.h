@@ -8,8 +8,7 @@
 #include "agent/layout.h"
 #include <sys/resource.h>
 
-enum { UMVM_RECORDS = 1 << 16, UMVM_QUICK_GROUPS = 22, UMVM_CALLS = 512 };
-#define UMVM_MARKED (0x756d766dull << 32)
+enum { UMVM_QUICK_GROUPS = 22, UMVM_CALLS = 512 };
 
 enum {
     UMVM_WATCH_MESSAGES = 1, /* some socket has SO_PASSCRED: received messages */

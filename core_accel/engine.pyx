@@ -44,7 +44,8 @@ cdef extern from "creds.h":
     long umvm_peer(const umvm_identity *, int pid) nogil
 
 cdef extern from "execwatch.h":
-    void umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values) nogil
+    int umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values) nogil
+    void umvm_exec_ended(int tgid) nogil
 
 cdef extern from "route.h":
     struct umvm_router:
@@ -311,7 +312,7 @@ cdef class Engine:
             if known:
                 return self._exec(request, verdict(self.done if known == 1 else self.run))
             if request.tid in self.expected:
-                self._announce(request)
+                self._announce(request.tid)
             if self.identity.on and umvm_quick(&self.identity, fd, q, self.restarts.answered) == 1:
                 return verdict(self.done)
             if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
@@ -336,11 +337,11 @@ cdef class Engine:
         self.idle[fd] += 1
         return self._exec(request, v)
 
-    def _announce(self, request):
+    def _announce(self, tid):
         try:
-            self.on_expected(request.tid)
+            self.on_expected(tid)
         except BaseException:
-            log.exception("before %r", request)
+            log.exception("before a call of %d", tid)
 
     cdef umvm_verdict _exec(self, Request request, umvm_verdict v) except *:
         """Run an execve that is to be watched (`watch_exec`); any other verdict stays."""
@@ -358,7 +359,10 @@ cdef class Engine:
         leader = tgid
         umvm_mark_answered(self.restarts.answered, request.ip)
         with nogil:
-            umvm_exec_watched(request.listener, request.id, request.tid, leader, pairs)
+            leader = umvm_exec_watched(request.listener, request.id, request.tid, leader, pairs)
+        if leader:
+            self._announce(leader)
+            umvm_exec_ended(leader)
         return verdict(self.done)
 
     def _hang_up(self, int fd):

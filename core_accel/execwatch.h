@@ -50,20 +50,26 @@ static int umvm_wait_exec(int *tid, int tgid)
 }
 
 /* Lets a thread run its execve, and corrects what the program will find. Somebody else may trace it, and the call may
-   fail: then it just runs. */
-static void umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values)
+   fail: then it just runs. The process if it has come to the program's first instruction, where it waits for
+   umvm_exec_ended; else 0. */
+static int umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values)
 {
     struct user_regs_struct u;
     int traced = ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACEEXEC) == 0;
     umvm_answer(listener, id, 0, 0, 1);
     if (!traced)
-        return;
+        return 0;
     ptrace(PTRACE_INTERRUPT, tid, 0, 0); /* so that it stops should the call fail */
     int status = umvm_wait_exec(&tid, tgid);
     if (status < 0)
-        return;
-    if (status == (SIGTRAP | PTRACE_EVENT_EXEC << 8) && ptrace(PTRACE_GETREGS, tid, 0, &u) == 0)
+        return 0;
+    if (status == (SIGTRAP | PTRACE_EVENT_EXEC << 8) && ptrace(PTRACE_GETREGS, tid, 0, &u) == 0) {
         umvm_patch_aux(tid, u.rsp, values);
+        return tid;
+    }
     ptrace(PTRACE_DETACH, tid, 0, status >> 8 ? 0 : status);
+    return 0;
 }
+
+static void umvm_exec_ended(int tgid) { ptrace(PTRACE_DETACH, tgid, 0, 0); }
 #endif

@@ -21,7 +21,7 @@
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
-#define UMVM_ENV_STAMP 0x756d766d61676531ull /* changes with the layout */
+#define UMVM_ENV_STAMP 0x756d766d61676532ull /* changes with the layout */
 
 /* How the agent treats a call. */
 enum umvm_flow {
@@ -79,6 +79,16 @@ enum {
     UMVM_PREFIXES = 8192, /* 64 KiB: one fault maps them all */
 };
 
+/* A guest's ids by the number that its soft limit RLIMIT_LOCKS holds (umvm/guest/marks.py). */
+#define UMVM_RLIMIT_LOCKS 10
+#define UMVM_MARKED (0x756d766dull << 32)
+enum { UMVM_RECORDS = 1 << 16, UMVM_AGENT_IDS = 2048 };
+
+struct umvm_ids {
+    uint32_t valid;
+    uint32_t ids[8]; /* real, effective, saved, file system: of the user, then of the group */
+};
+
 struct umvm_route_area {
     uint64_t stamp;
     uint64_t shadow_dev;
@@ -91,11 +101,14 @@ struct umvm_route_area {
     uint32_t descriptors;
     uint64_t view;       /* guest address of the present struct umvm_view; 0: ask */
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
-    uint32_t texts_used, pad;
+    uint32_t texts_used;
+    uint32_t identity;   /* guests have ids of their own: those in `ids` need no question */
     uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
     char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
+    struct umvm_ids ids[UMVM_AGENT_IDS] __attribute__((aligned(4096)));
 };
+_Static_assert(sizeof(struct umvm_route_area) <= UMVM_STATE - UMVM_ROUTE, "the areas overlap");
 
 /* What an exec hands to the loader; the loader is executed by a name that tells which of these is meant. */
 struct umvm_mailbox {

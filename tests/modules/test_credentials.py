@@ -149,6 +149,14 @@ def test_random_calls_as_real_root(runner: Runner, guest_binary: Compiler, place
 
 
 @needs_root
+def test_random_calls_with_the_agent(runner: Runner, guest_binary: Compiler, place: Path) -> None:
+    program = guest_binary("cred_probe")
+    make_programs(place, program)
+    lines = [sequence(seed) for seed in range(9000, 9060)]
+    assert compare(runner, program, place, lines, "--engine", "agent") > 200
+
+
+@needs_root
 def test_a_static_musl_program_too(runner: Runner, guest_binary: Compiler, place: Path) -> None:
     program = guest_binary("cred_probe", static=True, musl=True)
     make_programs(place, program)

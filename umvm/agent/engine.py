@@ -22,6 +22,7 @@ from umvm.syscalls.table import nr
 log = logging.getLogger(__name__)
 
 _EXEC = ("execve", "execveat")
+_IDS = ("getuid", "geteuid", "getgid", "getegid")
 _CHDIR = ("chdir", "fchdir")
 _MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
 
@@ -52,6 +53,7 @@ class AgentEngine:
         self._engine = Engine(kinds, self._handle, on_gone, on_expected)
         self._engine.set_answered(self.agent.area.answered())
         self._named = False
+        self._ids = set(map(nr, _IDS))
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
         self.set_state(0, 0)
@@ -128,11 +130,14 @@ class AgentEngine:
 
     def set_identity(self, numbers: Iterable[int]) -> None:
         """As `Engine.set_identity`."""
-        self._engine.set_identity(numbers)
+        given = set(numbers)
+        self._engine.set_identity(given)
+        self.agent.area.set_identity(self._ids <= given)
 
     def set_record(self, number: int, ids: Sequence[int], groups: Sequence[int]) -> None:
         """As `Engine.set_record`."""
         self._engine.set_record(number, ids, groups)
+        self.agent.area.set_record(number, ids)
 
     def watch(self, what: int) -> None:
         """As `Engine.watch`."""
