@@ -11,6 +11,7 @@ from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from core_accel.owners cimport Owners, umvm_owners
 from core_accel.pathwalk cimport seen_dirs
 from core_accel.request cimport (
     ERROR, LATER, RUN, Reply, Request, Restarts, make_request, resume, seccomp_notif,
@@ -72,6 +73,11 @@ cdef extern from "route.h":
     void umvm_route_forget() nogil
     void umvm_route_share(void *seen) nogil
 
+cdef extern from "ownercalls.h":
+    int UMVM_RUN, UMVM_ASK, UMVM_ANSWERED
+    int umvm_owned(umvm_owners *, const seccomp_notif *, umvm_path *, int64_t *value,
+                   int *error) nogil
+
 log = logging.getLogger(__name__)
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
@@ -88,6 +94,8 @@ cdef class Engine:
     cdef umvm_router router
     cdef umvm_identity identity
     cdef umvm_call_kind kinds[MAX_NR]
+    cdef uint8_t owned[MAX_NR]
+    cdef umvm_owners *table
     cdef object handler
     cdef object on_gone
     cdef object on_expected
@@ -98,6 +106,7 @@ cdef class Engine:
     cdef object marks
     cdef dict idle, holders
     cdef object lock
+    cdef list kept
     cdef int workers
     cdef Reply run, done
 
@@ -105,6 +114,7 @@ cdef class Engine:
         cdef int nr
         memset(&self.router, 0, sizeof(self.router))
         memset(&self.identity, 0, sizeof(self.identity))
+        memset(self.owned, 0, sizeof(self.owned))
         for nr in range(MAX_NR):
             memset(&self.kinds[nr], 0, sizeof(umvm_call_kind))
             self.kinds[nr].fd = self.kinds[nr].path[0] = self.kinds[nr].path[1] = -1
@@ -124,6 +134,7 @@ cdef class Engine:
         self.restarts = _Restarts()
         self.idle = {}
         self.holders = {}
+        self.kept = []
         self.lock = _thread.allocate_lock()
         self.workers = 0
         self.run = _Reply.run()
@@ -244,6 +255,18 @@ cdef class Engine:
         in the auxiliary vector: type → value."""
         self.watched[tid] = tgid, dict(values)
 
+    def set_owners(self, Owners owners, numbers):
+        """Calls that nobody else claims and that are about files known to ``owners`` (or None)."""
+        cdef int nr
+        wanted = set(numbers) if owners is not None else set()
+        for nr in range(MAX_NR):
+            self.owned[nr] = 0
+        if owners is not None:
+            self.kept.append(owners)  # for ever: a thread may still look into one that is replaced
+            self.table = &owners.table
+        for nr in range(MAX_NR):
+            self.owned[nr] = nr in wanted
+
     def forget_paths(self):
         """Drop what is known of host directories (after a rename or removal)."""
         umvm_route_forget()
@@ -261,7 +284,8 @@ cdef class Engine:
         cdef seccomp_notif q
         cdef umvm_path path
         cdef umvm_verdict v
-        cdef int r, failed
+        cdef int r, failed, own, error = 0
+        cdef int64_t value = 0
         q.id = 0
         v.kind = LATER
         cdef umvm_call_kind kind
@@ -283,12 +307,17 @@ cdef class Engine:
                     kind = self.kinds[q.data.nr]
                     if r == 2:
                         kind.hooked = 0
-                    if umvm_route(&self.router, &kind, &q, &path) == 0:
-                        self.router.passed += 1
-                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                        umvm_answer(fd, q.id, 0, 0, 1)
-                        continue
-                    break
+                    if umvm_route(&self.router, &kind, &q, &path):
+                        break
+                    own = UMVM_RUN
+                    value = error = 0
+                    if self.owned[q.data.nr]:
+                        own = umvm_owned(self.table, &q, &path, &value, &error)
+                    if own == UMVM_ASK:
+                        break
+                    self.router.passed += 1
+                    umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
+                    umvm_answer(fd, q.id, value, error, own == UMVM_RUN)
             if failed < 0:
                 log.debug("an answer failed: errno %d", -failed)
             if r < 0:
@@ -315,7 +344,8 @@ cdef class Engine:
                 self._announce(request.tid)
             if self.identity.on and umvm_quick(&self.identity, fd, q, self.restarts.answered) == 1:
                 return verdict(self.done)
-            if umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0:
+            if (not self.owned[request.nr]
+                    and umvm_route(&self.router, &self.kinds[request.nr], q, path) == 0):
                 return verdict(self.run)
         if path.size > 0:
             request.path_at = path.addr

@@ -7,11 +7,15 @@ Options:
 - `groups=` its further groups, with `:` between them, by default `gid` only
 - `caps=` its capabilities: `all`, `none`, or names with `:` between them; by default all for root
   and none for others. The bounding set is limited to them.
-- `lenient` changes of owner and device files that only root may make on the host seem to succeed:
-  the owner stays, and an empty file takes the place of a device
+- `unknown=` whose files those are that no guest changed: `own`, the default: the files of the user
+  who runs the VM are `uid`'s, and likewise for the group; `real`: as they are; `root`: all `uid`'s
+- `load=FILE` what is known of owners at first: saved by this module, fakeroot or pseudo
+- `save=FILE` where it is saved in the end: fakeroot's format, or a database if the name ends in .db
+- `owners=FILE` a database that is kept up to date all the time, and that VMs may share
+- `lenient` what only root may do on the host, and means nothing in a VM, seems to succeed
 
-Files of the user who runs the VM are shown as `uid`'s, and likewise for the group. What guests may
-do on the host is still what that user may do.
+What guests do to owners, modes and devices is remembered, and shown to them: docs/identity.md.
+What they may do on the host is still what the user who runs the VM may do.
 """
 
 from __future__ import annotations
@@ -20,14 +24,19 @@ import grp
 import os
 import pwd
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from umvm import capabilities
 from umvm.errors import UsageError
-from umvm.interfaces.identity import ID_MAX, Credentials, Identity, login
+from umvm.interfaces.identity import ID_MAX, Credentials, Identity, Unknown, login
+from umvm.owners import adopt
 from umvm.routes import Identity as IdentityRoute
 
-_OPTIONS = frozenset(("uid", "gid", "groups", "caps", "lenient"))
+_OPTIONS = frozenset(
+    ("uid", "gid", "groups", "caps", "lenient", "unknown", "load", "save", "owners")
+)
+_UNKNOWN = {"own": 0, "real": 1, "root": 2}
 
 
 class Ids(Identity):
@@ -35,9 +44,10 @@ class Ids(Identity):
 
     def __init__(
         self, uid: int, gid: int, groups: tuple[int, ...], lenient: bool = False,
-        caps: int | None = None,
+        caps: int | None = None, how: int = 0,
     ) -> None:  # fmt: skip
         self.lenient = lenient
+        self._how = how
         self._first = login(uid, gid, groups, caps)
         self._own = os.geteuid(), os.getegid()
 
@@ -46,11 +56,18 @@ class Ids(Identity):
         return self._first
 
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
-        """The real user's files are the guests'."""
+        """The real user's files are the guests', or none, or all of them."""
+        shown = self._first.ruid, self._first.rgid
+        if self._how:
+            return (uid, gid) if self._how == _UNKNOWN["real"] else shown
         return (
-            self._first.ruid if uid == self._own[0] else uid,
-            self._first.rgid if gid == self._own[1] else gid,
+            shown[0] if uid == self._own[0] else uid,
+            shown[1] if gid == self._own[1] else gid,
         )
+
+    def unknown(self) -> Unknown:
+        """The same."""
+        return Unknown(self._how, self._own, (self._first.ruid, self._first.rgid))
 
     def on_host(self, uid: int, gid: int) -> tuple[int, int]:
         """What is to be the guests' must be the real user's."""
@@ -100,9 +117,20 @@ def make(options: dict[str, str]) -> Ids:
         caps = capabilities.read(options["caps"], ":") if "caps" in options else None
     except ValueError as error:
         raise UsageError(f"ident: {error}") from None
-    return Ids(uid, gid, groups, "lenient" in options, caps)
+    how = options.get("unknown", "own")
+    if how not in _UNKNOWN:
+        raise UsageError(f"ident: unknown={how} (there are {', '.join(_UNKNOWN)})")
+    return Ids(uid, gid, groups, "lenient" in options, caps, _UNKNOWN[how])
 
 
 def umvm_start(vm: Any, options: dict[str, str]) -> list[IdentityRoute]:
     """Answer for who the guests are."""
-    return [IdentityRoute(make(options))]
+    identity = make(options)
+    adopt.recover()
+    if "load" in options:
+        vm.owners.load(Path(options["load"]))
+    if "owners" in options:
+        vm.owners.keep_in(Path(options["owners"]))
+    if "save" in options:
+        vm.owners.save_at_end(Path(options["save"]))
+    return [IdentityRoute(identity)]

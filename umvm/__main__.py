@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 PROGRAM = "umvm"
 
@@ -13,9 +14,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and exit with its status: never returns."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     status = invoke(arguments)
-    if arguments[:1] == ["run"]:
-        os._exit(_flushed(status))  # nothing is left to be undone, and threads still wait
+    if arguments[:1] in (["run"], ["fakeroot"]):
+        end(status)
     sys.exit(status)
+
+
+def end(status: int) -> NoReturn:
+    """End after a VM: nothing is left to be undone, and threads still wait."""
+    os._exit(_flushed(status))
 
 
 def _flushed(status: int) -> int:
@@ -35,12 +41,16 @@ def invoke(arguments: Sequence[str]) -> int:
         values = run_cli.read(arguments[1:])
         if values is not None:
             return guarded(lambda: run_cli.run(**values))
+    if arguments[:1] == ["fakeroot"]:
+        from umvm import fakeroot_cli
+
+        return guarded(lambda: fakeroot_cli.run(arguments[1:]), f"{PROGRAM} fakeroot")
     from umvm import cli
 
     return cli.invoke(arguments)
 
 
-def guarded(task: Callable[[], int]) -> int:
+def guarded(task: Callable[[], int], program: str = PROGRAM) -> int:
     """Run a task; an error that operators may meet becomes one line on stderr and its status."""
     from umvm.errors import UmvmError, exit_code_of, in_a_line
 
@@ -50,16 +60,16 @@ def guarded(task: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except UmvmError as error:
-        return complain(str(error), error.exit_code)
+        return complain(str(error), error.exit_code, program)
     except OSError as error:
-        return complain(in_a_line(error), exit_code_of(error.errno))
+        return complain(in_a_line(error), exit_code_of(error.errno), program)
     return status
 
 
-def complain(message: str, code: int) -> int:
+def complain(message: str, code: int, program: str = PROGRAM) -> int:
     """Print an error as one line and return its exit status."""
     text = " ".join(message.split())
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    print(f"{program}: {text}", file=sys.stderr)
     return code
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core_accel.request import Reply, Request
 from umvm.guest.events import Events
-from umvm.interfaces.identity import Identity
+from umvm.interfaces.identity import Identity, all_capabilities
 from umvm.syscalls import table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
@@ -59,10 +60,9 @@ class Calls:
             for call in expand((name,))
         }
         quick: set[int] = set()
+        owned: set[int] = set()
         if active is not None:
-            for call, handler in _identity_calls().items():
-                hook: Hook = partial(_with_identity, self._vm, handler, active)
-                numbers.setdefault(table.nr(call), []).append(hook)
+            owned = self._identify(numbers, active)
             hooked = {table.nr(call) for name in hooks for call in expand((name,))}
             quick = {table.nr(call) for call in _QUICK} - hooked
         wanted = frozenset(wanted)
@@ -70,13 +70,37 @@ class Calls:
             for call in _EXEC:
                 numbers.setdefault(table.nr(call), []).append(self._exec)
         watching = bool(wanted - {"umvm_process_exec"})
+        owned = {number for number in owned if len(numbers[number]) == 1}
         self._hooks = numbers
         self._vm.identity = self._vm.procs.identity = active
         self._vm.use_identity(active, set() if watching else quick)
         self._vm.procs.forget(0)
         with self._events.switched(watching):
             self._seen = self._events.seen if watching else None
-            self._vm.engine.set_hooks(table.trapped_numbers() if watching else numbers)
+            self._vm.engine.set_owners(self._vm.owners.table if owned else None, owned)
+            self._vm.engine.set_hooks(
+                table.trapped_numbers() if watching else set(numbers) - owned
+            )
+
+    def _identify(self, numbers: dict[int, list[Hook]], active: Identity) -> set[int]:
+        """Add what an identity answers; the calls that the engine may answer for it."""
+        from umvm.syscalls import ownercalls
+
+        for calls in (_identity_calls(), ownercalls.CALLS):
+            for call, handler in calls.items():
+                hook: Hook = partial(_with_identity, self._vm, handler, active)
+                numbers.setdefault(table.nr(call), []).append(hook)
+        unknown = active.unknown()
+        store = self._vm.owners.table
+        first = active.first()
+        every = all_capabilities()
+        root = first.fsuid == 0 and first.effective & every == every
+        ours = active.owner(os.geteuid(), os.getegid()) == (first.fsuid, first.fsgid)
+        store.set_guests(root and unknown is not None, not ours)
+        if unknown is None:
+            return set()
+        store.set_unknown(unknown.how, unknown.own, unknown.shown)
+        return {table.nr(call) for call in ownercalls.CALLS}
 
     def answer(self, req: Request) -> Reply | None:
         """Answer a call; None: the kernel runs it. OSError: the guest gets that."""

@@ -96,6 +96,18 @@ def run(**values: Any) -> int:
     return run_cli.run(**values)
 
 
+@cli.command(context_settings=_PASS_ON | {"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [--] [CMD...]")
+def fakeroot(arguments: tuple[str, ...]) -> int:
+    """Run CMD as root, with the options of fakeroot(1); also installed as umvm-fakeroot.
+
+    `umvm fakeroot -h` lists them.
+    """
+    from umvm import fakeroot_cli
+
+    return fakeroot_cli.run(arguments)
+
+
 @cli.command("exec", context_settings=_PASS_ON)
 @click.argument("vm_name", metavar="VM")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD...")

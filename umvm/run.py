@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from core_accel import launch
@@ -46,8 +46,12 @@ def run(
     env: dict[str, str] | None = None,
     log_file: str | None = None,
     engine: str = "notify",
+    identity: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a command in a new VM; its exit status (128+signal). OSError: it can't be executed."""
+    """Run a command in a new VM; its exit status (128+signal). OSError: it can't be executed.
+
+    `identity`: options of the module `ident`, which is then loaded.
+    """
     if is_guest():
         raise UmvmError("already inside a VM: nested VMs are not supported")
     _set_up_logging(verbose, log_file)
@@ -67,6 +71,8 @@ def run(
     try:
         vm.init.clean_up([os.fsencode(path), vm.shadow.path])
         with Server(path, dispatch(vm)):
+            if identity is not None:
+                vm.manager.load("ident", identity)
             for text in modules:
                 spec, options = specs.parse_module(text)
                 vm.manager.load(spec, options)

@@ -34,6 +34,18 @@ OPTIONS = (
     Option(("--user",), "user", ONE, "USER[:GROUP]", "Be that user inside: names or numbers."),
     Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (notify)."),
+    Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
+    Option(("--load",), "load", ONE, "FILE", "--fakeroot: read owners from FILE first."),
+    Option(("--save",), "save", ONE, "FILE", "--fakeroot: write owners to FILE at the end."),
+    Option(("--owners",), "owners", ONE, "FILE.db", "--fakeroot: keep owners in a database."),
+    Option(
+        ("--unknown-is-real",), "unknown_is_real", FLAG, "",
+        "--fakeroot: show the real owners of files that no guest changed.",
+    ),
+    Option(
+        ("--lenient",), "lenient", FLAG, "",
+        "--fakeroot: what means nothing in a VM seems to succeed.",
+    ),
     Option(("--kill-on-exit",), "kill_on_exit", FLAG, "", "End all processes with the first one."),
     Option(("-C", "--chdir"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
     Option(("-e", "--env"), "env", MANY, "NAME=VALUE", "Set a variable for CMD."),
@@ -100,6 +112,12 @@ def run(
     engine: str | None = None,
     user: str | None = None,
     caps: str | None = None,
+    fakeroot: bool = False,
+    load: str | None = None,
+    save: str | None = None,
+    owners: str | None = None,
+    unknown_is_real: bool = False,
+    lenient: bool = False,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -132,6 +150,13 @@ def run(
         specs.parse_module(text)
     for text in all_mounts:
         specs.parse_mount(text)
+    files = {"load": load, "save": save, "owners": owners}
+    identity = {key: os.path.abspath(name) for key, name in files.items() if name is not None}
+    identity |= {"unknown": "real"} if unknown_is_real else {}
+    identity |= {"lenient": ""} if lenient else {}
+    if identity and not fakeroot:
+        option = {"unknown": "unknown-is-real"}.get(min(identity), min(identity))
+        raise UsageError(f"--{option} needs --fakeroot")
     variables = dict(settings.get("env", {})) | dict(_assignment(text) for text in env)
     argv = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
     from umvm.run import run as run_vm
@@ -148,6 +173,7 @@ def run(
             env=variables,
             log_file=log,
             engine=engine,
+            identity=identity if fakeroot else None,
         )
     except OSError as error:
         raise exec_error(argv[0], error) from error

@@ -37,6 +37,7 @@ from umvm.syscalls.kinds import KINDS
 
 if TYPE_CHECKING:
     from umvm.agent.engine import AgentEngine
+    from umvm.owners.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class VirtualMachine:
         self._quick: set[int] = set()
         self._quick_on = True
         self.creds = CredentialStore(self.marks, self.credentials_changed)
+        self._owners: Store | None = None
         self.events = Events(self)
         self.calls = Calls(self, self.events)
         self.init = Init()
@@ -148,6 +150,16 @@ class VirtualMachine:
         if bool(self.creds.splits) == self._quick_on and self._quick:
             self._quick_on = not self.creds.splits
             self.engine.set_identity(self._quick if self._quick_on else ())
+
+    @property
+    def owners(self) -> Store:
+        """The owners of files as guests see them, made when it is first asked for."""
+        with self._lock:
+            if self._owners is None:
+                from umvm.owners.store import Store
+
+                self._owners = Store()
+            return self._owners
 
     # --- guests ----------------------------------------------------------------------------------
 
@@ -409,6 +421,8 @@ class VirtualMachine:
         self.manager.close()
         self.files.close()
         self.shadow.close()
+        if self._owners is not None:
+            self._owners.close()
 
 
 def kill(pid: int, number: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core_accel.engine import Engine
+from core_accel.owners import Owners
 from core_accel.request import Reply, Request
 from umvm.agent.cache import default_directory
 from umvm.agent.patching import Patcher
@@ -54,6 +55,8 @@ class AgentEngine:
         self._engine.set_answered(self.agent.area.answered())
         self._named = False
         self._ids = set(map(nr, _IDS))
+        self._hooks: set[int] = set()
+        self._owned: set[int] = set()
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
         self.set_state(0, 0)
@@ -117,9 +120,15 @@ class AgentEngine:
 
     def set_hooks(self, numbers: Iterable[int]) -> None:
         """As `Engine.set_hooks`."""
-        wanted = set(numbers)
-        self._engine.set_hooks(wanted | self._always)
-        self.agent.area.set_hooks(wanted)
+        self._hooks = set(numbers)
+        self._engine.set_hooks(self._hooks | self._always)
+        self.agent.area.set_hooks(self._hooks | self._owned)
+
+    def set_owners(self, owners: Owners | None, numbers: Iterable[int]) -> None:
+        """As `Engine.set_owners`."""
+        self._owned = set(numbers)
+        self._engine.set_owners(owners, self._owned)
+        self.agent.area.set_hooks(self._hooks | self._owned)
 
     def set_proc_names(self, names: Iterable[bytes]) -> None:
         """As `Engine.set_proc_names`; agents look at paths while there are any."""

@@ -82,6 +82,15 @@ def login(
     )  # fmt: skip
 
 
+class Unknown(NamedTuple):
+    """How files are shown whose owner no guest changed."""
+
+    how: int
+    """0: those of `own` (uid, gid) as `shown`, 1: as they are, 2: all of them as `shown`."""
+    own: tuple[int, int]
+    shown: tuple[int, int]
+
+
 class Identity:
     """Who the guests are. Subclass it and override what differs; methods must not block."""
 
@@ -95,6 +104,10 @@ class Identity:
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
         """The owner to show for a file with this one: on the host, or in a served file system."""
         return uid, gid
+
+    def unknown(self) -> Unknown | None:
+        """`owner` as numbers, so that the engine can do it; None: it has to be asked."""
+        return None
 
     def on_host(self, uid: int, gid: int) -> tuple[int, int]:
         """The owner that a file of the host must get to be shown with this one; -1 is kept."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from umvm.syscalls import hostname, limits, owners, peers, privilege, procowner, signals
+from umvm.syscalls import hostname, limits, peers, privilege, signals
 from umvm.syscalls.identity import CALLS
 
-PARTS = (hostname, limits, owners, peers, privilege, procowner, signals)
+PARTS = (hostname, limits, peers, privilege, signals)
 
 __all__ = ["CALLS", "PARTS"]

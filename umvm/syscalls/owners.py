@@ -1,9 +1,7 @@
-"""Calls that show or change who owns a file of the host, where guests have another identity.
+"""Calls that show or change owner and mode of a file of the host, where guests have another identity.
 
-Served files are left to the families (umvm/syscalls/stat.py, attrs.py), which show their owners by
-umvm.syscalls.identity.shown. The supervisor makes the calls here itself: on the place where a path
-leads to in the view, or through /proc/TID/fd/N, which leads to exactly the file that is open, also
-with O_PATH (proc_pid_fd(5)).
+Served files are left to the families (umvm/syscalls/stat.py, attrs.py). For guests that are root the
+engine answers most of these calls itself (core_accel/ownercalls.h): what is here does the same.
 """
 
 from __future__ import annotations
@@ -13,118 +11,76 @@ import errno
 import os
 import stat
 import struct
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from umvm.interfaces.filesystem import Attr
 from umvm.interfaces.identity import CAP_CHOWN, Identity
+from umvm.owners.store import Seen
 from umvm.syscalls.context import (
     AT_EMPTY_PATH,
     AT_FDCWD,
+    AT_NO_AUTOMOUNT,
     AT_SYMLINK_NOFOLLOW,
     DONE,
     Reply,
     Request,
     fail,
-    host_path,
-    locate,
     signed,
 )  # fmt: skip
-from umvm.syscalls.identity import CALLS, credentials, handles
-from umvm.syscalls.stat import AT_EACCESS, AT_FLAGS, STATX_RESERVED, host_call, may_answer
-from umvm.vfs.attributes import check_owner
-from umvm.vfs.permission import EXEC
+from umvm.syscalls.hostfiles import (
+    Place,
+    attr_of,
+    check_file,
+    check_way,
+    handles,
+    is_checked,
+    place_at,
+    place_of_fd,
+    see,
+)  # fmt: skip
+from umvm.syscalls.identity import credentials
+from umvm.syscalls.stat import AT_EACCESS, AT_FLAGS, STATX_RESERVED, host_call
+from umvm.vfs.attributes import check_owner, new_mode
+from umvm.vfs.permission import EXEC, READ, WRITE, allowed
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 NEWFSTATAT, STATX, FACCESSAT2 = 262, 332, 439
-_STAT_SIZE, _STAT_OWNER = 144, 28
-_STATX_SIZE, _STATX_OWNER = 256, 20
-"""Bytes of the structures, and where uid and gid are in them (stat.h, linux/stat.h)."""
-_OWNER = struct.Struct("=II")
-_DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-_KEEP = 0xFFFFFFFF
-
-
-@cache
-def _own_uid() -> int:
-    return os.geteuid()
-
-
-class Place(NamedTuple):
-    """A file of the host: a path for the supervisor, and the AT_* flags to use it with."""
-
-    path: bytes
-    flags: int
-
-
-def _of_fd(vm: VirtualMachine, req: Request, fd: int) -> Place | None:
-    """The file behind a descriptor; None: a served one. **Errors** EBADF."""
-    path = b"/proc/%d/fd/%d" % (req.tid, fd)
-    try:
-        link = os.readlink(path) if fd >= 0 else None
-    except FileNotFoundError:
-        link = None
-    if link is None:
-        raise fail(errno.EBADF)
-    return Place(path, 0) if vm.named(link) is None and may_answer(vm, req) else None
-
-
-def _place(
-    vm: VirtualMachine, req: Request, dirfd: int, addr: int, flags: int, missing: bool = False
-) -> Place | None:
-    """Where on the host a path argument leads; None: it doesn't, or the kernel must judge."""
-    if not may_answer(vm, req):
-        return None
-    path = req.string(addr) if addr else b""
-    if not path:
-        if not flags & AT_EMPTY_PATH:
-            return None
-        if dirfd == AT_FDCWD:
-            link = vm.procs.cwd_link(req.tid)
-            return Place(b"/proc/%d/cwd" % req.tid, 0) if vm.named(link) is None else None
-        return _of_fd(vm, req, dirfd)
-    try:
-        where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW, missing)
-    except OSError:
-        return None  # the call's family finds it too, and tells it in its turn
-    if where.mount is not None:
-        return None
-    kept = flags & AT_SYMLINK_NOFOLLOW
-    if not path.startswith(b"/") and where.path.endswith(b" (deleted)"):
-        base = b"cwd" if dirfd == AT_FDCWD else b"fd/%d" % dirfd  # a directory without a path
-        return Place(b"/proc/%d/%s/%s" % (req.tid, base, path), kept)
-    return Place(host_path(where), kept)
+_STAT_SIZE, _STAT_MODE, _STAT_RDEV = 144, 24, 40
+_STATX_SIZE, _STATX_OWNER, _STATX_RDEV = 256, 20, 128
+"""Bytes of the structures, and where mode, uid, gid and rdev are (stat.h, linux/stat.h)."""
+_OWNER = struct.Struct("=III")
+_OWNER_X = struct.Struct("=IIH")
+CAPABILITY = b"security.capability"
+"""The attribute that a change of owner takes away (capabilities(7))."""
 
 
 # --- stat ----------------------------------------------------------------------------------------
 
 
-def _show(req: Request, identity: Identity, data: bytearray, at: int, out: int) -> Reply:
-    _OWNER.pack_into(data, at, *identity.owner(*_OWNER.unpack_from(data, at)))
+def _stat(
+    vm: VirtualMachine, req: Request, identity: Identity, place: Place, flags: int, out: int
+) -> Reply:
+    buffer = ctypes.create_string_buffer(_STAT_SIZE)
+    flags = flags & AT_NO_AUTOMOUNT | place.flags
+    host_call(NEWFSTATAT, AT_FDCWD, place.host, buffer, flags)
+    seen = see(vm, identity, place.path, place.flags)
+    data = bytearray(buffer.raw)
+    _OWNER.pack_into(data, _STAT_MODE, seen.mode, seen.uid, seen.gid)
+    struct.pack_into("=Q", data, _STAT_RDEV, seen.rdev)
     req.write(out, data)
     return DONE
 
 
-def _stat(req: Request, identity: Identity, place: Place, flags: int, out: int) -> Reply:
-    buffer = ctypes.create_string_buffer(_STAT_SIZE)
-    flags = flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) | place.flags
-    host_call(NEWFSTATAT, AT_FDCWD, place.path, buffer, flags)
-    return _show(req, identity, bytearray(buffer.raw), _STAT_OWNER, out)
-
-
 def _stat_at(
-    vm: VirtualMachine,
-    req: Request,
-    identity: Identity,
-    dirfd: int,
-    addr: int,
-    flags: int,
+    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, flags: int,
     out: int,
-) -> Reply | None:
-    place = _place(vm, req, dirfd, addr, flags)
-    return None if place is None else _stat(req, identity, place, flags, out)
+) -> Reply | None:  # fmt: skip
+    place = place_at(vm, req, dirfd, addr, flags)
+    if place is None:
+        return None
+    check_way(vm, identity, vm.procs.caller(req.tid), place)
+    return _stat(vm, req, identity, place, flags, out)
 
 
 @handles("stat", "lstat")
@@ -146,8 +102,8 @@ def sys_newfstatat(vm: VirtualMachine, req: Request, identity: Identity) -> Repl
 @handles("fstat")
 def sys_fstat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """fstat(2)."""
-    place = _of_fd(vm, req, signed(req.args[0]))
-    return None if place is None else _stat(req, identity, place, 0, req.args[1])
+    place = place_of_fd(vm, req, signed(req.args[0]))
+    return None if place is None else _stat(vm, req, identity, place, 0, req.args[1])
 
 
 @handles("statx")
@@ -156,45 +112,46 @@ def sys_statx(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     dirfd, addr, flags, mask, out, _ = req.args
     if flags & 0xFFFFFFFF & ~AT_FLAGS or mask & STATX_RESERVED:
         return None
-    place = _place(vm, req, signed(dirfd), addr, flags)
+    place = place_at(vm, req, signed(dirfd), addr, flags)
     if place is None:
         return None
+    check_way(vm, identity, vm.procs.caller(req.tid), place)
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     flags = flags & 0xFFFFFFFF & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) | place.flags
-    host_call(STATX, AT_FDCWD, place.path, flags, mask & 0xFFFFFFFF, buffer)
-    return _show(req, identity, bytearray(buffer.raw), _STATX_OWNER, out)
+    host_call(STATX, AT_FDCWD, place.host, flags, mask & 0xFFFFFFFF, buffer)
+    seen = see(vm, identity, place.path, place.flags)
+    data = bytearray(buffer.raw)
+    _OWNER_X.pack_into(data, _STATX_OWNER, seen.uid, seen.gid, seen.mode)
+    struct.pack_into("=II", data, _STATX_RDEV, os.major(seen.rdev), os.minor(seen.rdev))
+    req.write(out, data)
+    return DONE
 
 
 # --- access --------------------------------------------------------------------------------------
 
 
 def _access(
-    vm: VirtualMachine,
-    req: Request,
-    identity: Identity,
-    dirfd: int,
-    addr: int,
-    mask: int,
+    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, mask: int,
     flags: int,
-) -> Reply | None:
-    """What root may do to files of the real user; of others' files the kernel says the truth."""
+) -> Reply | None:  # fmt: skip
+    """What the identity may do to files of the real user; of others' the kernel says the truth."""
     if mask & ~7 or flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_EACCESS):
         return None
-    own = credentials(vm, req.tid, identity)
-    if (own.euid if flags & AT_EACCESS else own.ruid) != 0:
-        return None
-    place = _place(vm, req, dirfd, addr, flags)
+    place = place_at(vm, req, dirfd, addr, flags)
     if place is None:
         return None
-    flags = flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) | place.flags
+    task = vm.procs.task(req.tid)
+    caller = task.caller if flags & AT_EACCESS else task.real
+    check_way(vm, identity, caller, place)
+    seen = see(vm, identity, place.path, place.flags)
+    is_ours = caller.uid == 0 or is_checked(caller, place)
+    if is_ours and not allowed(attr_of(seen), caller, mask & (READ | WRITE | EXEC)):
+        raise fail(errno.EACCES)
     try:
-        host_call(FACCESSAT2, AT_FDCWD, place.path, mask, flags)
+        kept = flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) | place.flags
+        host_call(FACCESSAT2, AT_FDCWD, place.host, mask, kept)
     except OSError as error:
-        if error.errno != errno.EACCES:
-            raise
-        st = os.stat(place.path, follow_symlinks=not place.flags)
-        allowed = not mask & EXEC or stat.S_ISDIR(st.st_mode) or st.st_mode & 0o111
-        if st.st_uid != _own_uid() or not allowed:
+        if error.errno != errno.EACCES or seen.real_uid != os.geteuid():
             raise
     return DONE
 
@@ -221,30 +178,37 @@ def _chown(
 ) -> Reply | None:
     if place is None:
         return None
-    follow = not place.flags & AT_SYMLINK_NOFOLLOW
-    st = os.stat(place.path, follow_symlinks=follow)
-    now = identity.owner(st.st_uid, st.st_gid)
+    caller = vm.procs.caller(req.tid)
+    check_way(vm, identity, caller, place)
+    seen = see(vm, identity, place.path, place.flags)
     if not credentials(vm, req.tid, identity).may(CAP_CHOWN):
-        attr = Attr(st.st_mode, uid=now[0], gid=now[1])
-        check_owner(attr, vm.procs.caller(req.tid), uid, gid)
-    wanted = identity.on_host(uid, gid)
-    new_uid = -1 if uid in (-1, now[0]) else wanted[0]
-    new_gid = -1 if gid in (-1, now[1]) else wanted[1]
-    if (new_uid, new_gid) == (-1, -1) and st.st_uid != _own_uid():
-        return DONE
-    try:
-        os.chown(place.path, new_uid, new_gid, follow_symlinks=follow)
-    except PermissionError as error:
-        if error.errno != errno.EPERM or not identity.lenient:
-            raise
+        check_owner(attr_of(seen), caller, uid, gid)
+    store = vm.owners
+    if seen.known < 0:
+        _keep_shown(vm, place, seen)
+    attributes = store.attributes_of(seen)
+    if CAPABILITY in attributes and not stat.S_ISDIR(seen.mode):
+        left = {name: value for name, value in attributes.items() if name != CAPABILITY}
+        store.set_attributes(seen, left)
+    store.table.chown(place.path, place.flags, uid, gid)
     return DONE
+
+
+def _keep_shown(vm: VirtualMachine, place: Place, seen: Seen) -> None:
+    """A file that wasn't known is, from now on, with the owner that an identity makes up for it."""
+    now = vm.owners.look(place.path, place.flags)
+    if (now.uid, now.gid) != (seen.uid, seen.gid):
+        vm.owners.table.put(
+            seen.dev, seen.ino, seen.guard, seen.uid, seen.gid, seen.mode, seen.real_mode & 0o7777,
+            seen.rdev, 0,
+        )  # fmt: skip
 
 
 @handles("chown", "lchown")
 def sys_chown(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """chown(2), lchown(2)."""
     addr, uid, gid, *_ = req.args
-    place = _place(vm, req, AT_FDCWD, addr, AT_SYMLINK_NOFOLLOW if req.nr == 94 else 0)
+    place = place_at(vm, req, AT_FDCWD, addr, AT_SYMLINK_NOFOLLOW if req.nr == 94 else 0)
     return _chown(vm, req, identity, place, signed(uid), signed(gid))
 
 
@@ -254,53 +218,137 @@ def sys_fchownat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply 
     dirfd, addr, uid, gid, flags, _ = req.args
     if flags & 0xFFFFFFFF & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
         raise fail(errno.EINVAL)
-    place = _place(vm, req, signed(dirfd), addr, flags)
+    place = place_at(vm, req, signed(dirfd), addr, flags)
     return _chown(vm, req, identity, place, signed(uid), signed(gid))
+
+
+def is_path_only(req: Request, fd: int) -> bool:
+    """Was a guest's descriptor opened with O_PATH? Its link gives no permission then."""
+    try:
+        return not os.lstat(b"/proc/%d/fd/%d" % (req.tid, fd)).st_mode & 0o600
+    except OSError:
+        return False
+
+
+def place_of_open_fd(vm: VirtualMachine, req: Request, fd: int) -> Place | None:
+    """As place_of_fd. **Errors** EBADF: O_PATH too."""
+    place = place_of_fd(vm, req, fd)
+    if place is not None and is_path_only(req, fd):
+        raise fail(errno.EBADF)
+    return place
 
 
 @handles("fchown")
 def sys_fchown(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """fchown(2). **Errors** EBADF: O_PATH."""
-    fd = signed(req.args[0])
-    place = _of_fd(vm, req, fd)
-    if place is not None and _flags(req, fd) & os.O_PATH:
-        raise fail(errno.EBADF)
+    place = place_of_open_fd(vm, req, signed(req.args[0]))
     return _chown(vm, req, identity, place, signed(req.args[1]), signed(req.args[2]))
 
 
-def _flags(req: Request, fd: int) -> int:
-    """The flags of a guest's descriptor (proc_pid_fdinfo(5))."""
-    with open(b"/proc/%d/fdinfo/%d" % (req.tid, fd), "rb") as file:
-        for line in file:
-            if line.startswith(b"flags:"):
-                return int(line.split()[1], 8)
-    return 0
+# --- modes ---------------------------------------------------------------------------------------
 
 
-@handles("mknod", "mknodat")
-def sys_mknod(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """mknod(2) of a device, if the identity is lenient: an empty file takes its place.
-
-    Everything else is the kernel's, which gives EPERM for devices.
-    """
-    a = req.args
-    at = int(req.nr == 259)
-    mode = a[at + 1]
-    if not identity.lenient or stat.S_IFMT(mode) not in _DEVICES or _own_uid() == 0:
-        return None
-    if credentials(vm, req.tid, identity).euid != 0:
-        return None
-    place = _place(vm, req, signed(a[0]) if at else AT_FDCWD, a[at], AT_SYMLINK_NOFOLLOW, True)
+def _chmod(
+    vm: VirtualMachine, req: Request, identity: Identity, place: Place | None, mode: int
+) -> Reply | None:
     if place is None:
         return None
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    wanted = stat.S_IMODE(mode) & ~vm.procs.caller(req.tid).umask
-    fd = os.open(place.path, flags, 0o600)
-    try:
-        os.fchmod(fd, wanted & 0o777)
-    finally:
-        os.close(fd)
+    caller = vm.procs.caller(req.tid)
+    check_way(vm, identity, caller, place)
+    seen = see(vm, identity, place.path, place.flags)
+    if stat.S_ISLNK(seen.mode) or place.path.startswith(b"/proc/") and place.base:
+        return None
+    vm.owners.table.chmod(place.path, place.flags, new_mode(attr_of(seen), caller, mode))
     return DONE
 
 
-__all__ = ["CALLS"]
+@handles("chmod")
+def sys_chmod(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """chmod(2)."""
+    return _chmod(vm, req, identity, place_at(vm, req, AT_FDCWD, req.args[0], 0), req.args[1])
+
+
+@handles("fchmodat", "fchmodat2")
+def sys_fchmodat(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """fchmodat(2) without flags, fchmodat2(2) with them."""
+    dirfd, addr, mode, flags, *_ = req.args
+    flags = flags & 0xFFFFFFFF if req.nr == 452 else 0
+    if flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
+        raise fail(errno.EINVAL)
+    return _chmod(vm, req, identity, place_at(vm, req, signed(dirfd), addr, flags), mode)
+
+
+@handles("fchmod")
+def sys_fchmod(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """fchmod(2). **Errors** EBADF: O_PATH."""
+    return _chmod(vm, req, identity, place_of_open_fd(vm, req, signed(req.args[0])), req.args[1])
+
+
+# --- what a guest that isn't root may do to a file, and the kernel does -----------------------------
+
+
+@handles("utime", "utimes", "futimesat", "utimensat")
+def sys_utime(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """utimensat(2) and its elders: times are the owner's; whoever may write may set them to now."""
+    caller = vm.procs.caller(req.tid)
+    if caller.uid == 0:
+        return None
+    a = req.args
+    at = int(req.nr in (261, 280))
+    flags = a[3] & 0xFFFFFFFF if req.nr == 280 else 0
+    dirfd, addr = (signed(a[0]), a[1]) if at else (AT_FDCWD, a[0])
+    if not addr and dirfd != AT_FDCWD:
+        place = place_of_fd(vm, req, dirfd)
+    else:
+        place = place_at(vm, req, dirfd, addr, flags)
+    if place is None:
+        return None
+    check_way(vm, identity, caller, place)
+    attr = attr_of(see(vm, identity, place.path, place.flags))
+    if caller.uid == attr.uid:
+        return None
+    if a[at + 1]:
+        raise fail(errno.EPERM)
+    if not allowed(attr, caller, WRITE):
+        raise fail(errno.EACCES)
+    return None
+
+
+_MASKS = {76: WRITE, 80: EXEC, 59: EXEC, 322: EXEC, 161: EXEC, 254: READ}
+"""What a call needs of the file that its path leads to; others only have to find it."""
+
+
+def _looked_at(
+    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, flags: int
+) -> None:
+    caller = vm.procs.caller(req.tid)
+    if caller.uid == 0:
+        return
+    place = place_at(vm, req, dirfd, addr, flags)
+    if place is not None:
+        check_file(vm, identity, caller, place, _MASKS.get(req.nr, 0))
+
+
+@handles("truncate", "chdir", "chroot", "execve", "statfs")
+def sys_path(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """Calls on a path that the kernel runs, if the guest may."""
+    _looked_at(vm, req, identity, AT_FDCWD, req.args[0], 0)
+    return None
+
+
+@handles("readlink")
+def sys_readlink(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """readlink(2)."""
+    _looked_at(vm, req, identity, AT_FDCWD, req.args[0], AT_SYMLINK_NOFOLLOW)
+    return None
+
+
+@handles("readlinkat", "execveat", "inotify_add_watch")
+def sys_path_at(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """Calls on a path from a directory that the kernel runs, if the guest may."""
+    dirfd = AT_FDCWD if req.nr == 254 else signed(req.args[0])
+    flags = AT_SYMLINK_NOFOLLOW if req.nr == 267 else 0
+    if req.nr == 322:
+        flags = req.args[4] & (AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)
+    _looked_at(vm, req, identity, dirfd, req.args[1], flags)
+    return None

@@ -22,7 +22,7 @@ from umvm.syscalls.context import (
     locate,
     signed,
 )  # fmt: skip
-from umvm.syscalls.identity import CALLS, Handler
+from umvm.syscalls.hostfiles import CALLS, Handler
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine

@@ -53,7 +53,7 @@ def _find_at(vm: VirtualMachine, req: Request) -> Target | Reply | None:
     return target_at(vm, req, signed(dirfd), path, flags, 1)
 
 
-def _name(req: Request, addr: int) -> bytes:
+def attribute_name(req: Request, addr: int) -> bytes:
     """A name. **Errors** ERANGE: empty or over 255 bytes; EFAULT."""
     try:
         name = req.string(addr, XATTR_NAME_MAX + 1)
@@ -64,7 +64,7 @@ def _name(req: Request, addr: int) -> bytes:
     return name
 
 
-def _xattr_args(req: Request) -> tuple[int, int, int]:
+def xattr_args(req: Request) -> tuple[int, int, int]:
     """struct xattr_args of setxattrat and getxattrat: (value, size, flags)."""
     addr, size = req.args[4], req.args[5]
     if size < _ARGS.size:
@@ -108,7 +108,7 @@ def _set(
 ) -> Reply | None:  # fmt: skip
     if flags & ~(XATTR_CREATE | XATTR_REPLACE):
         raise fail(errno.EINVAL)
-    name = _name(req, name_addr)
+    name = attribute_name(req, name_addr)
     if size > XATTR_SIZE_MAX:
         raise fail(errno.E2BIG)
     value = req.read(addr, size)
@@ -131,7 +131,7 @@ def sys_setxattr(vm: VirtualMachine, req: Request) -> Reply | None:
 @handles("setxattrat")
 def sys_setxattrat(vm: VirtualMachine, req: Request) -> Reply | None:
     """setxattrat(2)."""
-    value, size, flags = _xattr_args(req)
+    value, size, flags = xattr_args(req)
     return _set(vm, req, lambda: _find_at(vm, req), req.args[3], value, size, flags)
 
 
@@ -139,16 +139,16 @@ def _get(
     vm: VirtualMachine, req: Request, find: Callable[[], Target | Reply | None], name_addr: int,
     addr: int, size: int,
 ) -> Reply | None:  # fmt: skip
-    name = _name(req, name_addr)
+    name = attribute_name(req, name_addr)
     target = find()
     if not isinstance(target, Target):
         return target
     _check(vm, req, target, name, READ)
     value = target.mount.fs.getxattr(target.path, name, target.fh)
-    return _give(req, value, addr, min(size, XATTR_SIZE_MAX))
+    return give(req, value, addr, min(size, XATTR_SIZE_MAX))
 
 
-def _give(req: Request, value: bytes, addr: int, size: int) -> Reply:
+def give(req: Request, value: bytes, addr: int, size: int) -> Reply:
     """Copy a result out. Size 0 asks for the length. **Errors** ERANGE: too little room."""
     if size:
         if len(value) > size:
@@ -167,7 +167,7 @@ def sys_getxattr(vm: VirtualMachine, req: Request) -> Reply | None:
 @handles("getxattrat")
 def sys_getxattrat(vm: VirtualMachine, req: Request) -> Reply | None:
     """getxattrat(2)."""
-    value, size, flags = _xattr_args(req)
+    value, size, flags = xattr_args(req)
     if flags:
         raise fail(errno.EINVAL)
     return _get(vm, req, lambda: _find_at(vm, req), req.args[3], value, size)
@@ -183,7 +183,7 @@ def _list(
     if caller.uid != 0:
         names = [name for name in names if not name.startswith(b"trusted.")]
     text = b"".join(name + b"\0" for name in names)
-    return _give(req, text, addr, min(size, XATTR_LIST_MAX))
+    return give(req, text, addr, min(size, XATTR_LIST_MAX))
 
 
 @handles("listxattr", "llistxattr", "flistxattr")
@@ -202,7 +202,7 @@ def sys_listxattrat(vm: VirtualMachine, req: Request) -> Reply | None:
 def _remove(
     vm: VirtualMachine, req: Request, find: Callable[[], Target | Reply | None], name_addr: int
 ) -> Reply | None:
-    name = _name(req, name_addr)
+    name = attribute_name(req, name_addr)
     target = find()
     if not isinstance(target, Target):
         return target

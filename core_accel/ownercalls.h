@@ -1,0 +1,452 @@
+/* The calls of guests that are root, on owners and modes of the host's files: answered without the interpreter.
+
+   A verdict is UMVM_RUN (the kernel's business), UMVM_ASK (the interpreter's) or UMVM_ANSWERED. What the kernel
+   will refuse anyway is left to it, so that it gives the errno. */
+#ifndef UMVM_OWNERCALLS_H
+#define UMVM_OWNERCALLS_H
+#include "owners.h"
+#include "route.h"
+#include <linux/openat2.h>
+#include <sys/resource.h>
+
+enum { UMVM_RUN = 0, UMVM_ASK = 1, UMVM_ANSWERED = 2 };
+#define UMVM_MARKED (0x756D766Dull << 32) /* umvm/guest/marks.py */
+#define UMVM_MARKS (1u << 16)
+#define UMVM_STATX_SYNC 0x6000
+
+struct umvm_asked { /* one call */
+    struct umvm_owners *o;
+    const struct seccomp_notif *q;
+    struct umvm_path *path; /* one that was read already, or the last one that was read here */
+    struct umvm_spot spot;
+    struct statx x;
+    int64_t value;
+    int error;
+};
+
+static int umvm_done(struct umvm_asked *c, long result)
+{
+    c->value = result < 0 ? 0 : result;
+    c->error = result < 0 ? (int)-result : 0;
+    return UMVM_ANSWERED;
+}
+
+/* Is the caller root, as every guest that never changed its credentials? */
+static int umvm_is_plain(const struct umvm_asked *c)
+{
+    struct rlimit limit;
+    if (!c->o->area->plain)
+        return 0;
+    return prlimit(c->q->pid, RLIMIT_LOCKS, 0, &limit) == 0 && limit.rlim_cur - UMVM_MARKED >= UMVM_MARKS;
+}
+
+/* --- finding the file ---------------------------------------------------------------------------- */
+
+static int umvm_base_link(char *out, size_t size, int tid, int dirfd)
+{
+    return dirfd == AT_FDCWD ? snprintf(out, size, "/proc/%d/cwd", tid) : snprintf(out, size, "/proc/%d/fd/%d", tid, dirfd);
+}
+
+/* What is open as a descriptor: its magic link leads to exactly that. */
+static int umvm_find_fd(struct umvm_asked *c, int fd, unsigned mask)
+{
+    struct umvm_spot *s = &c->spot;
+    s->fd = AT_FDCWD;
+    s->flags = s->owned = 0;
+    if (fd < 0 && fd != AT_FDCWD)
+        return -1;
+    umvm_base_link(s->path, sizeof s->path, c->q->pid, fd);
+    return umvm_statx(s, 0, mask, &c->x) ? -1 : 0;
+}
+
+/* The file at `text`, and c->x. 0, or −1 − verdict. Nothing is followed out of the guest's own place: names that
+   lead through /proc are the interpreter's. */
+static int umvm_find_text(struct umvm_asked *c, int dirfd, const char *text, long n, int flags, unsigned mask)
+{
+    struct umvm_spot *s = &c->spot;
+    char base[48];
+    int b = umvm_base_link(base, sizeof base, c->q->pid, dirfd);
+    s->fd = AT_FDCWD;
+    s->owned = 0;
+    if (!memchr(text, '/', n)) { /* one name: a link there is the only one */
+        memcpy(s->path, base, b);
+        s->path[b] = '/';
+        memcpy(s->path + b + 1, text, n + 1);
+        s->flags = AT_SYMLINK_NOFOLLOW;
+        if (umvm_statx(s, flags & UMVM_STATX_SYNC, mask, &c->x))
+            return errno == EACCES ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+        if (umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev)
+            return -1 - UMVM_ASK;
+        if (!S_ISLNK(c->x.stx_mode) || flags & AT_SYMLINK_NOFOLLOW)
+            return 0;
+    }
+    struct open_how how = {O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0), 0, RESOLVE_NO_MAGICLINKS};
+    int at = text[0] == '/' ? AT_FDCWD : open(base, O_PATH | O_CLOEXEC);
+    if (at == -1)
+        return -1 - UMVM_RUN;
+    s->fd = syscall(SYS_openat2, at, text, &how, sizeof how);
+    int error = errno;
+    if (at >= 0)
+        close(at);
+    if (s->fd < 0)
+        return error == ELOOP || error == EACCES || error == ENOSYS ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+    s->owned = 1;
+    s->flags = AT_EMPTY_PATH;
+    s->path[0] = 0;
+    if (umvm_statx(s, flags & UMVM_STATX_SYNC, mask, &c->x))
+        return -1 - UMVM_ASK;
+    return umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev ? -1 - UMVM_ASK : 0;
+}
+
+/* The length of a path argument, now in c->path->text; −errno. */
+static long umvm_text(struct umvm_asked *c, uint64_t addr)
+{
+    struct umvm_path *p = c->path;
+    if (addr && p->size > 0 && p->addr == addr)
+        return p->size;
+    long n = addr ? umvm_string(c->q->pid, p->text, addr, sizeof p->text) : 0;
+    p->addr = addr;
+    p->size = n > 0 ? n : 0;
+    return n;
+}
+
+static int umvm_find(struct umvm_asked *c, int dirfd, uint64_t addr, int flags, unsigned mask)
+{
+    const char *text = c->path->text;
+    long n = umvm_text(c, addr);
+    umvm_spot_close(&c->spot);
+    if (n < 0)
+        return n == -EPERM ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+    if (n == 0)
+        return flags & AT_EMPTY_PATH ? umvm_find_fd(c, dirfd, mask) : -1 - UMVM_RUN;
+    return umvm_find_text(c, dirfd, text, n, flags, mask);
+}
+
+/* The directory that a new name, or one to be removed, is in. */
+static int umvm_find_parent(struct umvm_asked *c, int dirfd, uint64_t addr)
+{
+    char text[UMVM_PATH_MAX];
+    long n = umvm_text(c, addr);
+    umvm_spot_close(&c->spot);
+    if (n <= 0)
+        return n == -EPERM ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+    memcpy(text, c->path->text, n + 1);
+    while (n > 1 && text[n - 1] == '/')
+        n--;
+    while (n && text[n - 1] != '/')
+        n--;
+    if (n == 0)
+        return umvm_find_fd(c, dirfd, 0);
+    text[n] = 0;
+    return umvm_find_text(c, dirfd, text, n, 0, 0);
+}
+
+/* --- stat ---------------------------------------------------------------------------------------- */
+
+static void umvm_show(struct umvm_asked *c)
+{
+    struct umvm_real r;
+    umvm_real_of(&c->x, &r);
+    pthread_mutex_lock(&c->o->lock);
+    umvm_owner_show(c->o->area, &r);
+    pthread_mutex_unlock(&c->o->lock);
+    c->x.stx_uid = r.uid;
+    c->x.stx_gid = r.gid;
+    c->x.stx_mode = r.mode;
+    c->x.stx_rdev_major = major(r.rdev);
+    c->x.stx_rdev_minor = minor(r.rdev);
+}
+
+/* Stores struct stat in the guest. */
+static int umvm_give_stat(struct umvm_asked *c, uint64_t to)
+{
+    const struct statx *x = &c->x;
+    struct stat st;
+    memset(&st, 0, sizeof st);
+    umvm_show(c);
+    st.st_dev = umvm_device(x->stx_dev_major, x->stx_dev_minor);
+    st.st_ino = x->stx_ino;
+    st.st_nlink = x->stx_nlink;
+    st.st_mode = x->stx_mode;
+    st.st_uid = x->stx_uid;
+    st.st_gid = x->stx_gid;
+    st.st_rdev = umvm_device(x->stx_rdev_major, x->stx_rdev_minor);
+    st.st_size = x->stx_size;
+    st.st_blksize = x->stx_blksize;
+    st.st_blocks = x->stx_blocks;
+    st.st_atim = (struct timespec){x->stx_atime.tv_sec, x->stx_atime.tv_nsec};
+    st.st_mtim = (struct timespec){x->stx_mtime.tv_sec, x->stx_mtime.tv_nsec};
+    st.st_ctim = (struct timespec){x->stx_ctime.tv_sec, x->stx_ctime.tv_nsec};
+    long n = umvm_copy(c->q->pid, &st, to, sizeof st, 1);
+    return umvm_done(c, n == (long)sizeof st ? 0 : -EFAULT);
+}
+
+static int umvm_give_statx(struct umvm_asked *c, uint64_t to, unsigned mask)
+{
+    umvm_show(c);
+    if (!(mask & STATX_BTIME)) {
+        c->x.stx_mask &= ~STATX_BTIME;
+        memset(&c->x.stx_btime, 0, sizeof c->x.stx_btime);
+    }
+    long n = umvm_copy(c->q->pid, &c->x, to, sizeof c->x, 1);
+    return umvm_done(c, n == (long)sizeof c->x ? 0 : -EFAULT);
+}
+
+/* --- changes ------------------------------------------------------------------------------------- */
+
+static int umvm_answer_chown(struct umvm_asked *c, uint64_t uid, uint64_t gid)
+{
+    int r = umvm_owner_chown(c->o, &c->spot, (uint32_t)uid, (uint32_t)gid, 1);
+    return r == 1 ? UMVM_ASK : umvm_done(c, r);
+}
+
+static int umvm_answer_chmod(struct umvm_asked *c, uint64_t mode)
+{
+    if (S_ISLNK(c->x.stx_mode))
+        return UMVM_ASK;
+    return umvm_done(c, umvm_owner_chmod(c->o, &c->spot, (uint32_t)mode));
+}
+
+/* A descriptor that was opened with O_PATH: its link may not be used (proc_pid_fd(5)). */
+static int umvm_is_path_only(int tid, int fd)
+{
+    char name[48];
+    struct stat st;
+    umvm_base_link(name, sizeof name, tid, fd);
+    return lstat(name, &st) < 0 || !(st.st_mode & 0600);
+}
+
+/* As root: everything on files of the user's, but no file without any execute bit is executed. */
+static int umvm_answer_access(struct umvm_asked *c, int mask)
+{
+    struct umvm_real r;
+    int own = c->x.stx_uid == c->o->area->own_uid;
+    umvm_real_of(&c->x, &r);
+    pthread_mutex_lock(&c->o->lock);
+    umvm_owner_show(c->o->area, &r);
+    pthread_mutex_unlock(&c->o->lock);
+    if (mask & X_OK && !S_ISDIR(r.mode) && !(r.mode & 0111))
+        return umvm_done(c, -EACCES);
+    if (syscall(SYS_faccessat2, c->spot.fd, c->spot.path, mask, c->spot.flags | AT_EACCESS) == 0)
+        return umvm_done(c, 0);
+    return umvm_done(c, errno == EACCES && own ? 0 : -errno);
+}
+
+/* Removes a file that is known, so that it is forgotten exactly when its number may be another's. */
+static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, int flags)
+{
+    struct umvm_owners_area *a = c->o->area;
+    const char *text = c->path->text;
+    char base[48];
+    struct umvm_real r;
+    long n = umvm_text(c, addr);
+    if (n <= 0)
+        return UMVM_RUN;
+    int e = umvm_find_text(c, dirfd, text, n, AT_SYMLINK_NOFOLLOW, 0);
+    umvm_spot_close(&c->spot);
+    if (e)
+        return -1 - e;
+    umvm_real_of(&c->x, &r);
+    pthread_mutex_lock(&c->o->lock);
+    int known = umvm_owner_find(a, &r) != 0;
+    pthread_mutex_unlock(&c->o->lock);
+    if (!known || (r.links > 1 && !S_ISDIR(r.mode)))
+        return UMVM_RUN;
+    umvm_base_link(base, sizeof base, c->q->pid, dirfd);
+    int at = text[0] == '/' ? AT_FDCWD : open(base, O_PATH | O_CLOEXEC);
+    if (at == -1)
+        return UMVM_RUN;
+    long result = syscall(SYS_unlinkat, at, text, flags) < 0 ? -errno : 0;
+    if (at >= 0)
+        close(at);
+    if (result == 0) {
+        umvm_owners_begin(c->o);
+        struct umvm_owner *known_one = umvm_owner_slot(a, r.dev, r.ino);
+        if (known_one->ino == r.ino && !(known_one->flags & UMVM_GONE)) {
+            known_one->flags |= UMVM_DEAD;
+            umvm_owner_touch(a, known_one);
+        }
+        umvm_owners_end(c->o);
+    }
+    return result == -EACCES ? UMVM_ASK : umvm_done(c, result);
+}
+
+/* A rename over a file that is known is the interpreter's. */
+static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
+{
+    struct umvm_real r;
+    int e = umvm_find(c, dirfd, addr, AT_SYMLINK_NOFOLLOW, 0);
+    if (e)
+        return -1 - e;
+    umvm_real_of(&c->x, &r);
+    pthread_mutex_lock(&c->o->lock);
+    int known = umvm_owner_find(c->o->area, &r) != 0;
+    pthread_mutex_unlock(&c->o->lock);
+    return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_ASK : UMVM_RUN;
+}
+
+/* Something new: it is root's by itself unless its directory hands on a group, or its mode would lock root out. */
+static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint32_t mode, uint32_t needed)
+{
+    struct umvm_real r;
+    if (c->o->area->new_differ || (mode & needed) != needed)
+        return UMVM_ASK;
+    if (!c->o->area->special)
+        return UMVM_RUN;
+    int e = umvm_find_parent(c, dirfd, addr);
+    if (e)
+        return -1 - e;
+    umvm_real_of(&c->x, &r);
+    pthread_mutex_lock(&c->o->lock);
+    int known = umvm_owner_show(c->o->area, &r) != 0;
+    pthread_mutex_unlock(&c->o->lock);
+    return known && r.mode & S_ISGID ? UMVM_ASK : UMVM_RUN;
+}
+
+/* Does the name of an extended attribute say that only root may set it? */
+static int umvm_is_roots(struct umvm_asked *c, uint64_t addr)
+{
+    char name[10];
+    long n = umvm_copy(c->q->pid, name, addr, sizeof name, 0);
+    return n < 8 || !memcmp(name, "trusted.", 8) || (n >= 9 && !memcmp(name, "security.", 9));
+}
+
+/* --- all of them ---------------------------------------------------------------------------------- */
+
+static int umvm_owned_by_nr(struct umvm_asked *c)
+{
+    const __u64 *a = c->q->data.args;
+    int plain = umvm_is_plain(c), first = (int)a[0], e;
+    switch (c->q->data.nr) {
+    case SYS_fstat:
+        return umvm_find_fd(c, first, 0) || first < 0 ? UMVM_RUN : umvm_give_stat(c, a[1]);
+    case SYS_newfstatat:
+        if (a[3] & ~(uint64_t)(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_NO_AUTOMOUNT))
+            return UMVM_ASK;
+        if (!plain && !(a[3] & AT_EMPTY_PATH))
+            return UMVM_ASK;
+        e = umvm_find(c, first, a[1], (int)a[3], 0);
+        return e ? -1 - e : umvm_give_stat(c, a[2]);
+    }
+    if (!plain)
+        return UMVM_ASK;
+    switch (c->q->data.nr) {
+    case SYS_stat:
+    case SYS_lstat:
+        e = umvm_find(c, AT_FDCWD, a[0], c->q->data.nr == SYS_lstat ? AT_SYMLINK_NOFOLLOW : 0, 0);
+        return e ? -1 - e : umvm_give_stat(c, a[1]);
+    case SYS_statx:
+        if ((uint32_t)a[2] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_NO_AUTOMOUNT | AT_STATX_FORCE_SYNC |
+                               AT_STATX_DONT_SYNC) ||
+            a[3] & STATX__RESERVED)
+            return UMVM_RUN;
+        e = umvm_find(c, first, a[1], (int)a[2], (unsigned)a[3]);
+        return e ? -1 - e : umvm_give_statx(c, a[4], (unsigned)a[3]);
+    case SYS_chown:
+    case SYS_lchown:
+        e = umvm_find(c, AT_FDCWD, a[0], c->q->data.nr == SYS_lchown ? AT_SYMLINK_NOFOLLOW : 0, 0);
+        return e ? -1 - e : umvm_answer_chown(c, a[1], a[2]);
+    case SYS_fchownat:
+        if ((uint32_t)a[4] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH))
+            return UMVM_RUN;
+        e = umvm_find(c, first, a[1], (int)a[4], 0);
+        return e ? -1 - e : umvm_answer_chown(c, a[2], a[3]);
+    case SYS_fchown:
+    case SYS_fchmod:
+        if (first < 0 || umvm_is_path_only(c->q->pid, first) || umvm_find_fd(c, first, 0))
+            return UMVM_RUN;
+        return c->q->data.nr == SYS_fchmod ? umvm_answer_chmod(c, a[1]) : umvm_answer_chown(c, a[1], a[2]);
+    case SYS_chmod:
+        e = umvm_find(c, AT_FDCWD, a[0], 0, 0);
+        return e ? -1 - e : umvm_answer_chmod(c, a[1]);
+    case SYS_fchmodat:
+        e = umvm_find(c, first, a[1], 0, 0);
+        return e ? -1 - e : umvm_answer_chmod(c, a[2]);
+    case SYS_access:
+    case SYS_faccessat:
+        e = c->q->data.nr == SYS_access;
+        if (a[2 - e] & ~7ull)
+            return UMVM_RUN;
+        first = e ? AT_FDCWD : first;
+        mode_t mask = (mode_t)a[2 - e];
+        e = umvm_find(c, first, a[1 - e], 0, 0);
+        return e ? -1 - e : umvm_answer_access(c, (int)mask);
+    case SYS_faccessat2:
+        if (a[2] & ~7ull || (uint32_t)a[3] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_EACCESS))
+            return UMVM_RUN;
+        e = umvm_find(c, first, a[1], (int)a[3], 0);
+        return e ? -1 - e : umvm_answer_access(c, (int)a[2]);
+    case SYS_unlink:
+    case SYS_rmdir:
+        if (!c->o->area->known)
+            return UMVM_RUN;
+        return umvm_answer_unlink(c, AT_FDCWD, a[0], c->q->data.nr == SYS_rmdir ? AT_REMOVEDIR : 0);
+    case SYS_unlinkat:
+        return c->o->area->known ? umvm_answer_unlink(c, first, a[1], (int)a[2]) : UMVM_RUN;
+    case SYS_rename:
+        return c->o->area->known ? umvm_answer_rename(c, AT_FDCWD, a[1]) : UMVM_RUN;
+    case SYS_renameat:
+    case SYS_renameat2:
+        if (!c->o->area->known || (c->q->data.nr == SYS_renameat2 && a[4]))
+            return UMVM_RUN;
+        return umvm_answer_rename(c, (int)a[2], a[3]);
+    case SYS_open:
+        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600) : UMVM_RUN;
+    case SYS_openat:
+        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600) : UMVM_RUN;
+    case SYS_creat:
+        return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
+    case SYS_openat2:
+        return c->o->area->new_differ || c->o->area->special ? UMVM_ASK : UMVM_RUN;
+    case SYS_mkdir:
+        return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0700);
+    case SYS_mkdirat:
+        return umvm_answer_new(c, first, a[1], a[2], 0700);
+    case SYS_symlink:
+        return umvm_answer_new(c, AT_FDCWD, a[1], 0, 0);
+    case SYS_symlinkat:
+        return umvm_answer_new(c, (int)a[1], a[2], 0, 0);
+    case SYS_mknod:
+        return S_ISCHR(a[1]) || S_ISBLK(a[1]) ? UMVM_ASK : umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
+    case SYS_mknodat:
+        return S_ISCHR(a[2]) || S_ISBLK(a[2]) ? UMVM_ASK : umvm_answer_new(c, first, a[1], a[2], 0600);
+    case SYS_setxattr:
+    case SYS_lsetxattr:
+    case SYS_fsetxattr:
+    case SYS_removexattr:
+    case SYS_lremovexattr:
+    case SYS_fremovexattr:
+        return umvm_is_roots(c, a[1]) ? UMVM_ASK : UMVM_RUN;
+    case SYS_getxattr:
+    case SYS_lgetxattr:
+    case SYS_fgetxattr:
+        return c->o->area->xattrs && umvm_is_roots(c, a[1]) ? UMVM_ASK : UMVM_RUN;
+    case SYS_listxattr:
+    case SYS_llistxattr:
+    case SYS_flistxattr:
+        return c->o->area->xattrs ? UMVM_ASK : UMVM_RUN;
+    case 452: /* fchmodat2 */
+    case 463 ... 466: /* setxattrat … removexattrat */
+        return UMVM_ASK;
+    }
+    return UMVM_RUN;
+}
+
+/* The verdict on a call of the host's; answered ones have value and error. */
+static int umvm_owned(struct umvm_owners *o, const struct seccomp_notif *q, struct umvm_path *path, int64_t *value,
+                      int *error)
+{
+    struct umvm_asked c;
+    c.path = path;
+    c.o = o;
+    c.q = q;
+    c.spot.owned = 0;
+    c.error = 0;
+    c.value = 0;
+    int verdict = umvm_owned_by_nr(&c);
+    umvm_spot_close(&c.spot);
+    *value = c.value;
+    *error = c.error;
+    return verdict;
+}
+#endif

@@ -1,0 +1,20 @@
+"""The table of owners, for the engine."""
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "owners.h":
+    struct umvm_owner:
+        uint64_t dev, ino, guard, rdev
+        uint32_t uid, gid, mode
+        uint16_t real_mode, flags
+    struct umvm_owners_area:
+        uint64_t slots, known, used, changes, special, xattrs
+        uint32_t own_uid, own_gid, as_uid, as_gid, unknown, plain, new_differ, logged
+    struct umvm_owners:
+        umvm_owners_area *area
+        int fd
+
+
+cdef class Owners:
+    cdef umvm_owners table
+    cdef _set(self, values, int flags)

@@ -1,0 +1,1 @@
+"""Who owns the host's files as guests see them: kept in memory, in databases, in fakeroot's files."""
