@@ -112,9 +112,8 @@ class Store:
         if (uid, gid) == (seen.uid, seen.gid) and not flags and seen.known <= 0:
             return
         rdev = seen.rdev if device is None else device
-        self.put(
-            Record(seen.dev, seen.ino, seen.guard, uid, gid, wanted, seen.real_mode, rdev, flags)
-        )
+        real = seen.real_mode & 0o7777
+        self.put(Record(seen.dev, seen.ino, seen.guard, uid, gid, wanted, real, rdev, flags))
 
     def died(self, seen: Seen) -> None:
         """A file lost its last name."""
@@ -201,8 +200,9 @@ class Store:
         with self.lock:
             record = self.get(*seen.key) if seen.known >= 0 else None
             if record is None:
-                record = Record(
-                    seen.dev, seen.ino, seen.guard, seen.uid, seen.gid, seen.mode, 0, seen.rdev, 0
+                record = Record(  # fmt: skip
+                    seen.dev, seen.ino, seen.guard, seen.uid, seen.gid, seen.mode,
+                    seen.real_mode & 0o7777, seen.rdev, 0,
                 )
             flags = record.flags & ~HAS_XATTR | (HAS_XATTR if attributes else 0)
             if attributes:
