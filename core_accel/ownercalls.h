@@ -285,11 +285,12 @@ static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
     return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_ASK : UMVM_RUN;
 }
 
-/* Something new: it is root's by itself unless its directory hands on a group, or its mode would lock root out. */
+/* Something new: it is root's by itself unless its directory hands on a group, or its mode is not one
+   that the real file can have. */
 static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint32_t mode, uint32_t needed)
 {
     struct umvm_real r;
-    if (c->o->area->new_differ || (mode & needed) != needed)
+    if (c->o->area->new_differ || (mode & needed) != needed || mode & 07000)
         return UMVM_ASK;
     if (!c->o->area->special)
         return UMVM_RUN;

@@ -163,7 +163,9 @@ def read(path: Path) -> tuple[list[Record], dict[Key, dict[bytes, bytes]]]:
     attributes: dict[Key, dict[bytes, bytes]] = {}
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY)) as base:
-            rows = base.execute(f"SELECT {_COLUMNS} FROM owners WHERE flags < ?", (GONE,)).fetchall()
+            rows = base.execute(
+                f"SELECT {_COLUMNS} FROM owners WHERE flags < ?", (GONE,)
+            ).fetchall()
             for dev, ino, name, value in base.execute("SELECT * FROM attributes"):
                 key = _unsigned(dev), _unsigned(ino)
                 attributes.setdefault(key, {})[bytes(name)] = bytes(value)

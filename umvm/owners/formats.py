@@ -106,7 +106,9 @@ def replace(path: Path, data: bytes) -> None:
         try:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~mask)
+            os.fchmod(
+                file.fileno(), path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~mask
+            )
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
@@ -124,7 +126,9 @@ def read_pseudo(path: Path) -> tuple[list[Record], Attributes]:
             records = [imported(*map(int, row)) for row in base.execute(query)]
             tables = "SELECT count(*) FROM sqlite_master WHERE name = 'xattrs'"
             if base.execute(tables).fetchone()[0]:
-                for dev, ino, name, value in base.execute("SELECT dev, ino, name, value FROM xattrs"):
+                for dev, ino, name, value in base.execute(
+                    "SELECT dev, ino, name, value FROM xattrs"
+                ):
                     attributes.setdefault((dev, ino), {})[_bytes(name)] = _bytes(value)
     except sqlite3.Error as error:
         raise UmvmError(f"{path}: {error}") from None

@@ -201,8 +201,15 @@ class Store:
             record = self.get(*seen.key) if seen.known >= 0 else None
             if record is None:
                 record = Record(  # fmt: skip
-                    seen.dev, seen.ino, seen.guard, seen.uid, seen.gid, seen.mode,
-                    seen.real_mode & 0o7777, seen.rdev, 0,
+                    seen.dev,
+                    seen.ino,
+                    seen.guard,
+                    seen.uid,
+                    seen.gid,
+                    seen.mode,
+                    seen.real_mode & 0o7777,
+                    seen.rdev,
+                    0,
                 )
             flags = record.flags & ~HAS_XATTR | (HAS_XATTR if attributes else 0)
             if attributes:

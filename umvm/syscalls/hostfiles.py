@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -29,7 +30,7 @@ from umvm.syscalls.context import (
     parent,
 )  # fmt: skip
 from umvm.syscalls.stat import may_answer
-from umvm.vfs.permission import EXEC, allowed, permit
+from umvm.vfs.permission import EXEC, allowed
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -125,6 +126,7 @@ def place_at(
             return None
         return place_at(vm, req, dirfd, addr, flags, missing, resolve)
     except OSError:
+        _check_prefix(vm, req, dirfd, path)
         return None  # the call's family finds it too, and tells it in its turn
     if where.mount is not None:
         return None
@@ -155,6 +157,32 @@ def _base_link(vm: VirtualMachine, req: Request, dirfd: int) -> bytes:
 
 def _text(vm: VirtualMachine, req: Request, dirfd: int, path: bytes) -> bytes:
     return os.path.join(_base_link(vm, req, dirfd), path)
+
+
+def _check_prefix(
+    vm: VirtualMachine, req: Request, dirfd: int, path: bytes, links: int = 8
+) -> None:
+    """The check of the way to where a walk failed. **Errors** EACCES."""
+    identity, caller = vm.identity, vm.procs.caller(req.tid)
+    if identity is None or caller.uid == 0 or path.startswith(_JUMPS):
+        return
+    start = b"/" if path.startswith(b"/") else _base_link(vm, req, dirfd)
+    at = len(path)
+    while (at := path.rstrip(b"/").rfind(b"/", 0, at)) >= 0:
+        try:
+            where = locate(vm, req, dirfd, path[:at] or b"/")
+        except OSError:
+            continue
+        break
+    else:
+        where = None
+    target = start if where is None else where.path
+    if where is None or where.mount is None:
+        check_way(vm, identity, caller, Place(os.path.join(target, b"x"), 0, start))
+    link = os.path.join(target, path[max(at, 0) :].strip(b"/").partition(b"/")[0])
+    if links and os.path.islink(link):  # the walk went on there
+        text = os.path.join(target, os.readlink(link))
+        _check_prefix(vm, req, AT_FDCWD, text, links - 1)
 
 
 # --- what guests see ------------------------------------------------------------------------------
@@ -208,14 +236,7 @@ def check_way(vm: VirtualMachine, identity: Identity, caller: Caller, place: Pla
             attr = attr_of(see(vm, identity, directory))
         except OSError:
             return  # the kernel says why
+        if not stat.S_ISDIR(attr.mode):
+            return
         if not allowed(attr, caller, EXEC):
             raise fail(errno.EACCES)
-
-
-def check_file(
-    vm: VirtualMachine, identity: Identity, caller: Caller, place: Place, mask: int
-) -> None:
-    """**Errors** EACCES: the caller may not use the file so; mask is 4 read, 2 write, 1 execute."""
-    check_way(vm, identity, caller, place)
-    if is_checked(caller, place):
-        permit(HOST, attr_of(see(vm, identity, place.path, place.flags)), caller, mask)

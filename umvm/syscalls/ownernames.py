@@ -41,9 +41,11 @@ from umvm.syscalls.hostfiles import (
     see,
 )  # fmt: skip
 from umvm.syscalls.open import HOW_SIZE
+from umvm.syscalls.owners import drop_set_ids
 from umvm.vfs.attributes import create_mode
 from umvm.vfs.openflags import TMPFILE, How, how_of, how_of2
 from umvm.vfs.permission import (
+    WRITE,
     check_create,
     check_delete,
     check_link_source,
@@ -67,9 +69,7 @@ _BITS = 0o7777
 class _New:
     """A name that is to be made: where, and what it will belong to."""
 
-    def __init__(
-        self, vm: VirtualMachine, req: Request, identity: Identity, place: Place
-    ) -> None:
+    def __init__(self, vm: VirtualMachine, req: Request, identity: Identity, place: Place) -> None:
         self.vm, self.identity, self.place = vm, identity, place
         self.caller: Caller = vm.procs.caller(req.tid)
         check_way(vm, identity, self.caller, place)
@@ -202,9 +202,10 @@ def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | No
         vm, req, olddir, old,
         flags & AT_EMPTY_PATH | (0 if flags & AT_SYMLINK_FOLLOW else AT_SYMLINK_NOFOLLOW),
     )  # fmt: skip
-    if source is not None:
-        check_way(vm, identity, caller, source)
-    if _new(vm, req, identity, newdir, new) is not None and source is not None:
+    if source is None:
+        return None
+    check_way(vm, identity, caller, source)
+    if _new(vm, req, identity, newdir, new) is not None:
         attr = attr_of(see(vm, identity, source.path, source.flags))
         check_link_source(HOST, attr, caller)
     return None
@@ -260,6 +261,10 @@ def _open(
         return _tmpfile(vm, req, identity, place, seen, how)
     if how.exclusive or how.path_only:
         return None
+    if stat.S_ISDIR(seen.mode) and (how.create or how.access & WRITE):
+        return None  # EISDIR, before permissions are looked at
+    if how.flags & os.O_DIRECTORY and not stat.S_ISDIR(seen.mode):
+        return None  # ENOTDIR
     attr = attr_of(seen)
     if is_checked(caller, place) and not stat.S_ISLNK(seen.mode):
         if how.create and place.base and not stat.S_ISDIR(seen.mode):
@@ -267,6 +272,8 @@ def _open(
         permit(HOST, attr, caller, how.access)
         if how.flags & os.O_NOATIME and not owns(attr, caller):
             raise fail(errno.EPERM)
+        if how.flags & os.O_TRUNC:
+            drop_set_ids(vm, place, attr, caller)
     needed = how.access << 6
     if seen.real_uid == os.geteuid() and seen.real_mode & needed != needed:
         vm.owners.adopter.widen(place.path, needed)
@@ -362,13 +369,17 @@ def sys_rename(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
     flags = a[4] & 0xFFFFFFFF if req.nr == 316 else 0
     olddir, newdir = (signed(a[0]), signed(a[2])) if at else (AT_FDCWD, AT_FDCWD)
     old, new = (a[1], a[3]) if at else (a[0], a[1])
-    source = place_at(vm, req, olddir, old, AT_SYMLINK_NOFOLLOW, True, SLASH_OK)
-    target = place_at(vm, req, newdir, new, AT_SYMLINK_NOFOLLOW, True, SLASH_OK)
-    if source is None or target is None or source.missing:
-        return None
     caller = vm.procs.caller(req.tid)
+    source = place_at(vm, req, olddir, old, AT_SYMLINK_NOFOLLOW, True, SLASH_OK)
+    if source is None:
+        return None
     check_way(vm, identity, caller, source)
+    target = place_at(vm, req, newdir, new, AT_SYMLINK_NOFOLLOW, True, SLASH_OK)
+    if target is None:
+        return None
     check_way(vm, identity, caller, target)
+    if source.missing:
+        return None
     moved = see(vm, identity, source.path, AT_SYMLINK_NOFOLLOW)
     replaced = None if target.missing else see(vm, identity, target.path, AT_SYMLINK_NOFOLLOW)
     if replaced is not None and replaced.key == moved.key:

@@ -13,6 +13,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING
 
+from umvm.interfaces.filesystem import Attr, Caller
 from umvm.interfaces.identity import CAP_CHOWN, Identity
 from umvm.owners.store import Seen
 from umvm.syscalls.context import (
@@ -27,9 +28,9 @@ from umvm.syscalls.context import (
     signed,
 )  # fmt: skip
 from umvm.syscalls.hostfiles import (
+    HOST,
     Place,
     attr_of,
-    check_file,
     check_way,
     handles,
     is_checked,
@@ -39,8 +40,8 @@ from umvm.syscalls.hostfiles import (
 )  # fmt: skip
 from umvm.syscalls.identity import credentials
 from umvm.syscalls.stat import AT_EACCESS, AT_FLAGS, STATX_RESERVED, host_call
-from umvm.vfs.attributes import check_owner, new_mode
-from umvm.vfs.permission import EXEC, READ, WRITE, allowed
+from umvm.vfs.attributes import check_owner, new_mode, without_set_ids
+from umvm.vfs.permission import EXEC, READ, WRITE, allowed, permit
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -284,6 +285,14 @@ def sys_fchmod(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
     return _chmod(vm, req, identity, place_of_open_fd(vm, req, signed(req.args[0])), req.args[1])
 
 
+def drop_set_ids(vm: VirtualMachine, place: Place, attr: Attr, caller: Caller) -> None:
+    """Somebody who isn't root cuts a file off: its set-id bits go."""
+    if stat.S_ISREG(attr.mode) and attr.mode & (stat.S_ISUID | stat.S_ISGID):
+        mode = without_set_ids(attr, caller)
+        if mode != attr.mode & 0o7777:
+            vm.owners.table.chmod(place.path, place.flags, mode)
+
+
 # --- what a guest that isn't root may do to a file, and the kernel does -----------------------------
 
 
@@ -316,6 +325,8 @@ def sys_utime(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
 
 _MASKS = {76: WRITE, 80: EXEC, 59: EXEC, 322: EXEC, 161: EXEC, 254: READ}
 """What a call needs of the file that its path leads to; others only have to find it."""
+_DIRECTORIES = (80, 161)
+_TRUNCATE = 76
 
 
 def _looked_at(
@@ -325,8 +336,16 @@ def _looked_at(
     if caller.uid == 0:
         return
     place = place_at(vm, req, dirfd, addr, flags)
-    if place is not None:
-        check_file(vm, identity, caller, place, _MASKS.get(req.nr, 0))
+    if place is None:
+        return
+    check_way(vm, identity, caller, place)
+    seen = see(vm, identity, place.path, place.flags)
+    if req.nr in _DIRECTORIES and not stat.S_ISDIR(seen.mode):
+        return  # ENOTDIR, before permissions are looked at
+    if is_checked(caller, place):
+        permit(HOST, attr_of(seen), caller, _MASKS.get(req.nr, 0))
+        if req.nr == _TRUNCATE:
+            drop_set_ids(vm, place, attr_of(seen), caller)
 
 
 @handles("truncate", "chdir", "chroot", "execve", "statfs")

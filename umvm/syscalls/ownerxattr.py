@@ -79,6 +79,8 @@ def _seen(
         raise fail(errno.EPERM if mask & WRITE else errno.ENODATA)
     if name.startswith(b"security.") and mask & WRITE and caller.uid != 0:
         raise fail(errno.EPERM)
+    if name.startswith(b"user.") and not (stat.S_ISREG(seen.mode) or stat.S_ISDIR(seen.mode)):
+        raise fail(errno.EPERM if mask & WRITE else errno.ENODATA)
     if name.startswith(b"user.") and is_checked(caller, place):
         sticky = stat.S_ISDIR(seen.mode) and seen.mode & stat.S_ISVTX
         if sticky and mask & WRITE and not owns(attr, caller):
