@@ -2,8 +2,8 @@
 
     dpkg-buildpackage -rumvm-fakeroot; FAKEROOTCMD=umvm-fakeroot
 
-Files that are not known are shown as root's. Options that only make sense for fakeroot's own library and
-daemon (-l, -f, -b) are accepted and do nothing.
+Files that are not known are shown as root's. Options that only make sense for fakeroot's own
+library and daemon (-l, -f, -b) are accepted and do nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PROGRAM = "umvm-fakeroot"
 _USAGE = f"""\
 Usage: {PROGRAM} [OPTIONS] [--] [COMMAND [ARGUMENT...]]
 
-Run COMMAND (default: your shell) as root, as far as it can see: owners, modes and devices that it makes are
-remembered while it runs.
+Run COMMAND (default: your shell) as root, as far as it can see: owners, modes and devices that it
+makes are remembered while it runs.
 
   -s FILE               save what is known of owners to FILE at the end
   -i FILE               load it from FILE first

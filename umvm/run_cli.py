@@ -156,8 +156,8 @@ def run(
         specs.parse_module(text)
     for text in all_mounts:
         specs.parse_mount(text)
-    files = {"load": load, "save": save, "owners": owners}
-    identity = {key: os.path.abspath(name) for key, name in files.items() if name is not None}
+    kept = {"load": load, "save": save, "owners": owners}
+    identity = {key: os.path.abspath(name) for key, name in kept.items() if name is not None}
     identity |= {"unknown": "real"} if unknown_is_real else {}
     identity |= {"lenient": ""} if lenient else {}
     if identity and not fakeroot:

@@ -64,46 +64,57 @@ class Sequence:
         name, mode = self.name(), self.mode()
         if os.path.exists(name) and is_device(name):
             return "a device"
-        fd = os.open(name, os.O_CREAT | os.O_WRONLY | flags, mode)
+        fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | flags, mode)
         os.close(fd)
         return "made"
 
     def mkdir(self) -> object:
-        return os.mkdir(self.name(), self.mode())
+        os.mkdir(self.name(), self.mode())
+        return None
 
     def symlink(self) -> object:
-        return os.symlink(self.random.choice(("a", "d", "d/a", "none")), self.name())
+        os.symlink(self.random.choice(("a", "d", "d/a", "none")), self.name())
+        return None
 
     def mknod(self) -> object:
         kind = self.random.choice((stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFREG))
-        return os.mknod(self.name(), kind | self.mode(), os.makedev(self.random.randrange(300), 7))
+        os.mknod(self.name(), kind | self.mode(), os.makedev(self.random.randrange(300), 7))
+        return None
 
     def link(self) -> object:
-        return os.link(self.name(), self.name(), follow_symlinks=self.random.random() < 0.2)
+        os.link(self.name(), self.name(), follow_symlinks=self.random.random() < 0.2)
+        return None
 
     def rename(self) -> object:
-        return os.rename(self.name(), self.name())
+        os.rename(self.name(), self.name())
+        return None
 
     def unlink(self) -> object:
-        return os.unlink(self.name())
+        os.unlink(self.name())
+        return None
 
     def rmdir(self) -> object:
-        return os.rmdir(self.name())
+        os.rmdir(self.name())
+        return None
 
     def chown(self) -> object:
         follow = self.random.random() < 0.6
-        return os.chown(
+        os.chown(
             self.name(), self.random.choice(IDS), self.random.choice(IDS), follow_symlinks=follow
         )
+        return None
 
     def chmod(self) -> object:
-        return os.chmod(self.name(), self.mode())
+        os.chmod(self.name(), self.mode())
+        return None
 
     def fchown(self) -> object:
-        return os.fchown(self.fd, self.random.choice(IDS), self.random.choice(IDS))
+        os.fchown(self.fd, self.random.choice(IDS), self.random.choice(IDS))
+        return None
 
     def fchmod(self) -> object:
-        return os.fchmod(self.fd, self.mode())
+        os.fchmod(self.fd, self.mode())
+        return None
 
     def fstat(self) -> object:
         return shown(os.fstat(self.fd))
@@ -140,10 +151,12 @@ class Sequence:
         name = self.name()
         if not stat.S_ISREG(os.stat(name).st_mode):
             return "no file"
-        return os.truncate(name, 0)
+        os.truncate(name, 0)
+        return None
 
     def utime(self) -> object:
-        return os.utime(self.name(), None if self.random.random() < 0.5 else (1, 2))
+        os.utime(self.name(), None if self.random.random() < 0.5 else (1, 2))
+        return None
 
     def chdir(self) -> object:
         here = os.open(".", os.O_PATH)
@@ -161,15 +174,15 @@ class Sequence:
         name = self.name()
         if key == "user.u" and (os.path.islink(name) or is_device(name)):
             return "no file"
-        return os.setxattr(
-            name, key, b"%d" % self.random.randrange(9), flags, follow_symlinks=follow
-        )
+        os.setxattr(name, key, b"%d" % self.random.randrange(9), flags, follow_symlinks=follow)
+        return None
 
     def getxattr(self) -> object:
         return os.getxattr(self.name(), self.random.choice(("trusted.x", "security.zz", "user.u")))
 
     def removexattr(self) -> object:
-        return os.removexattr(self.name(), self.random.choice(("trusted.x", "security.zz")))
+        os.removexattr(self.name(), self.random.choice(("trusted.x", "security.zz")))
+        return None
 
     def umask(self) -> object:
         return oct(os.umask(self.random.choice((0, 0o22, 0o77, 0o27))))

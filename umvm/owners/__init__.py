@@ -1,1 +1,1 @@
-"""Who owns the host's files as guests see them: kept in memory, in databases, in fakeroot's files."""
+"""Who owns the host's files as guests see them: in memory, in databases, in fakeroot's files."""

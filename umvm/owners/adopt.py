@@ -1,8 +1,8 @@
-"""Files of the user's own that their mode locks the user out of, and that root in a VM may use all the same.
+"""Files of the user's own whose mode locks the user out, and that root in a VM may use all the same.
 
-Such a file's mode is widened (u+rw, and x for a directory) while the VM runs; guests are shown the mode that
-it had. With the VM's end it gets that back, unless guests changed it. A journal beside the VM's other
-state tells the next VM of this user what a killed one left; it is written only if there is such a file.
+Such a file's mode is widened (u+rw, and x for a directory) while the VM runs; guests are shown the
+mode that it had. With the VM's end it gets that back, unless guests changed it. A journal tells the
+next VM of this user what a killed one left; it is written only if there is such a file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A database of owners that lives as long as its file, for several VMs at once.
 
-SQLite in WAL mode: what one VM commits another sees with its next look, a killed one leaves a sound file,
-and at most what it changed in the last moments is missing. Guests never wait for it: a thread writes what
-changed, and reads what others wrote, every `PERIOD` seconds and at the end.
+SQLite in WAL mode: what one VM commits another sees with its next look, a killed one leaves a sound
+file, and at most what it changed in the last moments is missing. Guests never wait for it: a thread
+writes what changed, and reads what others wrote, every `PERIOD` seconds and at the end.
 """
 
 from __future__ import annotations

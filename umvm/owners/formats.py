@@ -1,9 +1,9 @@
-"""Files that keep owners: fakeroot's text and pseudo's database are read, fakeroot's text is written.
+"""Files that keep owners: fakeroot's text is read and written, pseudo's database is read.
 
-fakeroot(1), option -s: a line `dev=HEX,ino=N,mode=OCTAL,uid=N,gid=N,nlink=N,rdev=N` for each inode. pseudo(1):
-an SQLite database `files.db` with a table `files` (path, dev, ino, uid, gid, mode, rdev, deleting) and
-perhaps one `xattrs` (dev, ino, name, value). Neither knows when an inode was born, nor what mode the
-file really has: both are taken from the file when it is first seen (`REAL_UNKNOWN`).
+fakeroot(1), option -s: `dev=HEX,ino=N,mode=OCTAL,uid=N,gid=N,nlink=N,rdev=N`, a line for each inode.
+pseudo(1): an SQLite database `files.db` with a table `files` (path, dev, ino, uid, gid, mode, rdev,
+deleting) and perhaps one `xattrs` (dev, ino, name, value). Neither knows when an inode was born, nor
+what mode the file really has: both are taken from the file when it is first seen (`REAL_UNKNOWN`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The owners of one VM: the table of inodes, and the extended attributes that only root may set.
 
-Entries are found by device and inode; `core_accel/owners.h` tells how they outlive renames and links and
-don't pass to a later file of the same number. Nothing is on disk but in a database (database.py).
+Entries are found by device and inode; `core_accel/owners.h` tells how they outlive renames and links
+and don't pass to a later file of the same number. Nothing is on disk but in a database (database.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Key = tuple[int, int]
 class Seen(NamedTuple):
     """A file of the host: who it is, what it really has, and what guests are shown.
 
-    `known`: flags of its entry (HAS_*), -1: it has none. `guard`: time of birth in ns, 0: not known.
+    `known`: flags of its entry (HAS_*), -1: it has none. `guard`: time of birth in ns, 0: unknown.
     """
 
     dev: int
@@ -200,7 +200,7 @@ class Store:
         with self.lock:
             record = self.get(*seen.key) if seen.known >= 0 else None
             if record is None:
-                record = Record(  # fmt: skip
+                record = Record(
                     seen.dev,
                     seen.ino,
                     seen.guard,

@@ -1,4 +1,4 @@
-"""Files of the host under an identity: where a call's path leads, what guests see there, and who may.
+"""Files of the host under an identity: where a call's path leads, what guests see, and who may.
 
 The supervisor makes calls itself: on the place where a path leads to in the view, or through
 /proc/TID/fd/N, which leads to exactly the file that is open, also with O_PATH (proc_pid_fd(5)).

@@ -1,7 +1,8 @@
 """Calls that make, open and remove files of the host, where guests have another identity.
 
-What is made belongs to the identity. Where that isn't what an unknown file is shown with, the supervisor
-makes the file, so that nobody sees it with another owner. What loses its last name is forgotten.
+What is made belongs to the identity. Where that isn't what an unknown file is shown with, the
+supervisor makes the file, so that nobody sees it with another owner. What loses its last name is
+forgotten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Calls that show or change owner and mode of a file of the host, where guests have another identity.
+"""Calls that show or change owner and mode of the host's files, where guests have another identity.
 
-Served files are left to the families (umvm/syscalls/stat.py, attrs.py). For guests that are root the
-engine answers most of these calls itself (core_accel/ownercalls.h): what is here does the same.
+Served files are left to the families (umvm/syscalls/stat.py, attrs.py). For guests that are root
+the engine answers most of these calls itself (core_accel/ownercalls.h): what is here does the same.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _chmod(
     caller = vm.procs.caller(req.tid)
     check_way(vm, identity, caller, place)
     seen = see(vm, identity, place.path, place.flags)
-    if stat.S_ISLNK(seen.mode) or place.path.startswith(b"/proc/") and place.base:
+    if stat.S_ISLNK(seen.mode) or (place.path.startswith(b"/proc/") and place.base):
         return None
     vm.owners.table.chmod(place.path, place.flags, new_mode(attr_of(seen), caller, mode))
     return DONE
@@ -293,7 +293,7 @@ def drop_set_ids(vm: VirtualMachine, place: Place, attr: Attr, caller: Caller) -
             vm.owners.table.chmod(place.path, place.flags, mode)
 
 
-# --- what a guest that isn't root may do to a file, and the kernel does -----------------------------
+# --- what a guest that isn't root may do to a file, and the kernel does ----------------------------
 
 
 @handles("utime", "utimes", "futimesat", "utimensat")

@@ -1,4 +1,4 @@
-"""Extended attributes of the host's files that only root may set, where guests have another identity.
+"""Extended attributes of the host's files that only root may set, under another identity.
 
 trusted.* and security.* are remembered; all others are the kernel's, if the guest may use the file.
 What the file really has of them is seen where nothing is remembered.
