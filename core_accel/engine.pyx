@@ -74,7 +74,7 @@ cdef extern from "route.h":
     void umvm_route_share(void *seen) nogil
 
 cdef extern from "ownercalls.h":
-    int UMVM_RUN, UMVM_ASK, UMVM_ANSWERED
+    int UMVM_PASS, UMVM_TO_PYTHON, UMVM_DONE_HERE
     int umvm_owned(umvm_owners *, const seccomp_notif *, umvm_path *, int64_t *value,
                    int *error) nogil
 
@@ -309,15 +309,15 @@ cdef class Engine:
                         kind.hooked = 0
                     if umvm_route(&self.router, &kind, &q, &path):
                         break
-                    own = UMVM_RUN
+                    own = UMVM_PASS
                     value = error = 0
                     if self.owned[q.data.nr]:
                         own = umvm_owned(self.table, &q, &path, &value, &error)
-                    if own == UMVM_ASK:
+                    if own == UMVM_TO_PYTHON:
                         break
                     self.router.passed += 1
                     umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                    umvm_answer(fd, q.id, value, error, own == UMVM_RUN)
+                    umvm_answer(fd, q.id, value, error, own == UMVM_PASS)
             if failed < 0:
                 log.debug("an answer failed: errno %d", -failed)
             if r < 0:

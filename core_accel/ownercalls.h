@@ -1,6 +1,6 @@
 /* The calls of guests that are root, on owners and modes of the host's files: answered without the interpreter.
 
-   A verdict is UMVM_RUN (the kernel's business), UMVM_ASK (the interpreter's) or UMVM_ANSWERED. What the kernel
+   A verdict is UMVM_PASS (the kernel's business), UMVM_TO_PYTHON (the interpreter's) or UMVM_DONE_HERE. What the kernel
    will refuse anyway is left to it, so that it gives the errno. */
 #ifndef UMVM_OWNERCALLS_H
 #define UMVM_OWNERCALLS_H
@@ -9,7 +9,7 @@
 #include <linux/openat2.h>
 #include <sys/resource.h>
 
-enum { UMVM_RUN = 0, UMVM_ASK = 1, UMVM_ANSWERED = 2 };
+enum { UMVM_PASS = 0, UMVM_TO_PYTHON = 1, UMVM_DONE_HERE = 2 };
 #define UMVM_MARKED (0x756D766Dull << 32) /* umvm/guest/marks.py */
 #define UMVM_MARKS (1u << 16)
 #define UMVM_STATX_SYNC 0x6000
@@ -28,7 +28,7 @@ static int umvm_done(struct umvm_asked *c, long result)
 {
     c->value = result < 0 ? 0 : result;
     c->error = result < 0 ? (int)-result : 0;
-    return UMVM_ANSWERED;
+    return UMVM_DONE_HERE;
 }
 
 /* Is the caller root, as every guest that never changed its credentials? */
@@ -74,28 +74,28 @@ static int umvm_find_text(struct umvm_asked *c, int dirfd, const char *text, lon
         memcpy(s->path + b + 1, text, n + 1);
         s->flags = AT_SYMLINK_NOFOLLOW;
         if (umvm_statx(s, flags & UMVM_STATX_SYNC, mask, &c->x))
-            return errno == EACCES ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+            return errno == EACCES ? -1 - UMVM_TO_PYTHON : -1 - UMVM_PASS;
         if (umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev)
-            return -1 - UMVM_ASK;
+            return -1 - UMVM_TO_PYTHON;
         if (!S_ISLNK(c->x.stx_mode) || flags & AT_SYMLINK_NOFOLLOW)
             return 0;
     }
     struct open_how how = {O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0), 0, RESOLVE_NO_MAGICLINKS};
     int at = text[0] == '/' ? AT_FDCWD : open(base, O_PATH | O_CLOEXEC);
     if (at == -1)
-        return -1 - UMVM_RUN;
+        return -1 - UMVM_PASS;
     s->fd = syscall(SYS_openat2, at, text, &how, sizeof how);
     int error = errno;
     if (at >= 0)
         close(at);
     if (s->fd < 0)
-        return error == ELOOP || error == EACCES || error == ENOSYS ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+        return error == ELOOP || error == EACCES || error == ENOSYS ? -1 - UMVM_TO_PYTHON : -1 - UMVM_PASS;
     s->owned = 1;
     s->flags = AT_EMPTY_PATH;
     s->path[0] = 0;
     if (umvm_statx(s, flags & UMVM_STATX_SYNC, mask, &c->x))
-        return -1 - UMVM_ASK;
-    return umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev ? -1 - UMVM_ASK : 0;
+        return -1 - UMVM_TO_PYTHON;
+    return umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev ? -1 - UMVM_TO_PYTHON : 0;
 }
 
 /* The length of a path argument, now in c->path->text; −errno. */
@@ -116,9 +116,9 @@ static int umvm_find(struct umvm_asked *c, int dirfd, uint64_t addr, int flags, 
     long n = umvm_text(c, addr);
     umvm_spot_close(&c->spot);
     if (n < 0)
-        return n == -EPERM ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+        return n == -EPERM ? -1 - UMVM_TO_PYTHON : -1 - UMVM_PASS;
     if (n == 0)
-        return flags & AT_EMPTY_PATH ? umvm_find_fd(c, dirfd, mask) : -1 - UMVM_RUN;
+        return flags & AT_EMPTY_PATH ? umvm_find_fd(c, dirfd, mask) : -1 - UMVM_PASS;
     return umvm_find_text(c, dirfd, text, n, flags, mask);
 }
 
@@ -129,7 +129,7 @@ static int umvm_find_parent(struct umvm_asked *c, int dirfd, uint64_t addr)
     long n = umvm_text(c, addr);
     umvm_spot_close(&c->spot);
     if (n <= 0)
-        return n == -EPERM ? -1 - UMVM_ASK : -1 - UMVM_RUN;
+        return n == -EPERM ? -1 - UMVM_TO_PYTHON : -1 - UMVM_PASS;
     memcpy(text, c->path->text, n + 1);
     while (n > 1 && text[n - 1] == '/')
         n--;
@@ -197,13 +197,13 @@ static int umvm_give_statx(struct umvm_asked *c, uint64_t to, unsigned mask)
 static int umvm_answer_chown(struct umvm_asked *c, uint64_t uid, uint64_t gid)
 {
     int r = umvm_owner_chown(c->o, &c->spot, (uint32_t)uid, (uint32_t)gid, 1);
-    return r == 1 ? UMVM_ASK : umvm_done(c, r);
+    return r == 1 ? UMVM_TO_PYTHON : umvm_done(c, r);
 }
 
 static int umvm_answer_chmod(struct umvm_asked *c, uint64_t mode)
 {
     if (S_ISLNK(c->x.stx_mode))
-        return UMVM_ASK;
+        return UMVM_TO_PYTHON;
     return umvm_done(c, umvm_owner_chmod(c->o, &c->spot, (uint32_t)mode));
 }
 
@@ -241,7 +241,7 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
     struct umvm_real r;
     long n = umvm_text(c, addr);
     if (n <= 0)
-        return UMVM_RUN;
+        return UMVM_PASS;
     int e = umvm_find_text(c, dirfd, text, n, AT_SYMLINK_NOFOLLOW, 0);
     umvm_spot_close(&c->spot);
     if (e)
@@ -251,11 +251,11 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
     int known = umvm_owner_find(a, &r) != 0;
     pthread_mutex_unlock(&c->o->lock);
     if (!known || (r.links > 1 && !S_ISDIR(r.mode)))
-        return UMVM_RUN;
+        return UMVM_PASS;
     umvm_base_link(base, sizeof base, c->q->pid, dirfd);
     int at = text[0] == '/' ? AT_FDCWD : open(base, O_PATH | O_CLOEXEC);
     if (at == -1)
-        return UMVM_RUN;
+        return UMVM_PASS;
     long result = syscall(SYS_unlinkat, at, text, flags) < 0 ? -errno : 0;
     if (at >= 0)
         close(at);
@@ -268,7 +268,7 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
         }
         umvm_owners_end(c->o);
     }
-    return result == -EACCES ? UMVM_ASK : umvm_done(c, result);
+    return result == -EACCES ? UMVM_TO_PYTHON : umvm_done(c, result);
 }
 
 /* A rename over a file that is known is the interpreter's. */
@@ -282,7 +282,7 @@ static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
     pthread_mutex_lock(&c->o->lock);
     int known = umvm_owner_find(c->o->area, &r) != 0;
     pthread_mutex_unlock(&c->o->lock);
-    return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_ASK : UMVM_RUN;
+    return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_TO_PYTHON : UMVM_PASS;
 }
 
 /* Something new: it is root's by itself unless its directory hands on a group, or its mode is not one
@@ -291,9 +291,9 @@ static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint3
 {
     struct umvm_real r;
     if (c->o->area->new_differ || (mode & needed) != needed || mode & 07000)
-        return UMVM_ASK;
+        return UMVM_TO_PYTHON;
     if (!c->o->area->special)
-        return UMVM_RUN;
+        return UMVM_PASS;
     int e = umvm_find_parent(c, dirfd, addr);
     if (e)
         return -1 - e;
@@ -301,7 +301,7 @@ static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint3
     pthread_mutex_lock(&c->o->lock);
     int known = umvm_owner_show(c->o->area, &r) != 0;
     pthread_mutex_unlock(&c->o->lock);
-    return known && r.mode & S_ISGID ? UMVM_ASK : UMVM_RUN;
+    return known && r.mode & S_ISGID ? UMVM_TO_PYTHON : UMVM_PASS;
 }
 
 /* Does the name of an extended attribute say that only root may set it? */
@@ -320,17 +320,17 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
     int plain = umvm_is_plain(c), first = (int)a[0], e;
     switch (c->q->data.nr) {
     case SYS_fstat:
-        return umvm_find_fd(c, first, 0) || first < 0 ? UMVM_RUN : umvm_give_stat(c, a[1]);
+        return umvm_find_fd(c, first, 0) || first < 0 ? UMVM_PASS : umvm_give_stat(c, a[1]);
     case SYS_newfstatat:
         if (a[3] & ~(uint64_t)(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_NO_AUTOMOUNT))
-            return UMVM_ASK;
+            return UMVM_TO_PYTHON;
         if (!plain && !(a[3] & AT_EMPTY_PATH))
-            return UMVM_ASK;
+            return UMVM_TO_PYTHON;
         e = umvm_find(c, first, a[1], (int)a[3], 0);
         return e ? -1 - e : umvm_give_stat(c, a[2]);
     }
     if (!plain)
-        return UMVM_ASK;
+        return UMVM_TO_PYTHON;
     switch (c->q->data.nr) {
     case SYS_stat:
     case SYS_lstat:
@@ -340,7 +340,7 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
         if ((uint32_t)a[2] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_NO_AUTOMOUNT | AT_STATX_FORCE_SYNC |
                                AT_STATX_DONT_SYNC) ||
             a[3] & STATX__RESERVED)
-            return UMVM_RUN;
+            return UMVM_PASS;
         e = umvm_find(c, first, a[1], (int)a[2], (unsigned)a[3]);
         return e ? -1 - e : umvm_give_statx(c, a[4], (unsigned)a[3]);
     case SYS_chown:
@@ -349,13 +349,13 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
         return e ? -1 - e : umvm_answer_chown(c, a[1], a[2]);
     case SYS_fchownat:
         if ((uint32_t)a[4] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH))
-            return UMVM_RUN;
+            return UMVM_PASS;
         e = umvm_find(c, first, a[1], (int)a[4], 0);
         return e ? -1 - e : umvm_answer_chown(c, a[2], a[3]);
     case SYS_fchown:
     case SYS_fchmod:
         if (first < 0 || umvm_is_path_only(c->q->pid, first) || umvm_find_fd(c, first, 0))
-            return UMVM_RUN;
+            return UMVM_PASS;
         return c->q->data.nr == SYS_fchmod ? umvm_answer_chmod(c, a[1]) : umvm_answer_chown(c, a[1], a[2]);
     case SYS_chmod:
         e = umvm_find(c, AT_FDCWD, a[0], 0, 0);
@@ -367,38 +367,38 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
     case SYS_faccessat:
         e = c->q->data.nr == SYS_access;
         if (a[2 - e] & ~7ull)
-            return UMVM_RUN;
+            return UMVM_PASS;
         first = e ? AT_FDCWD : first;
         mode_t mask = (mode_t)a[2 - e];
         e = umvm_find(c, first, a[1 - e], 0, 0);
         return e ? -1 - e : umvm_answer_access(c, (int)mask);
     case SYS_faccessat2:
         if (a[2] & ~7ull || (uint32_t)a[3] & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_EACCESS))
-            return UMVM_RUN;
+            return UMVM_PASS;
         e = umvm_find(c, first, a[1], (int)a[3], 0);
         return e ? -1 - e : umvm_answer_access(c, (int)a[2]);
     case SYS_unlink:
     case SYS_rmdir:
         if (!c->o->area->known)
-            return UMVM_RUN;
+            return UMVM_PASS;
         return umvm_answer_unlink(c, AT_FDCWD, a[0], c->q->data.nr == SYS_rmdir ? AT_REMOVEDIR : 0);
     case SYS_unlinkat:
-        return c->o->area->known ? umvm_answer_unlink(c, first, a[1], (int)a[2]) : UMVM_RUN;
+        return c->o->area->known ? umvm_answer_unlink(c, first, a[1], (int)a[2]) : UMVM_PASS;
     case SYS_rename:
-        return c->o->area->known ? umvm_answer_rename(c, AT_FDCWD, a[1]) : UMVM_RUN;
+        return c->o->area->known ? umvm_answer_rename(c, AT_FDCWD, a[1]) : UMVM_PASS;
     case SYS_renameat:
     case SYS_renameat2:
         if (!c->o->area->known || (c->q->data.nr == SYS_renameat2 && a[4]))
-            return UMVM_RUN;
+            return UMVM_PASS;
         return umvm_answer_rename(c, (int)a[2], a[3]);
     case SYS_open:
-        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600) : UMVM_RUN;
+        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600) : UMVM_PASS;
     case SYS_openat:
-        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600) : UMVM_RUN;
+        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600) : UMVM_PASS;
     case SYS_creat:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
     case SYS_openat2:
-        return c->o->area->new_differ || c->o->area->special ? UMVM_ASK : UMVM_RUN;
+        return c->o->area->new_differ || c->o->area->special ? UMVM_TO_PYTHON : UMVM_PASS;
     case SYS_mkdir:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0700);
     case SYS_mkdirat:
@@ -408,29 +408,29 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
     case SYS_symlinkat:
         return umvm_answer_new(c, (int)a[1], a[2], 0, 0);
     case SYS_mknod:
-        return S_ISCHR(a[1]) || S_ISBLK(a[1]) ? UMVM_ASK : umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
+        return S_ISCHR(a[1]) || S_ISBLK(a[1]) ? UMVM_TO_PYTHON : umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
     case SYS_mknodat:
-        return S_ISCHR(a[2]) || S_ISBLK(a[2]) ? UMVM_ASK : umvm_answer_new(c, first, a[1], a[2], 0600);
+        return S_ISCHR(a[2]) || S_ISBLK(a[2]) ? UMVM_TO_PYTHON : umvm_answer_new(c, first, a[1], a[2], 0600);
     case SYS_setxattr:
     case SYS_lsetxattr:
     case SYS_fsetxattr:
     case SYS_removexattr:
     case SYS_lremovexattr:
     case SYS_fremovexattr:
-        return umvm_is_roots(c, a[1]) ? UMVM_ASK : UMVM_RUN;
+        return umvm_is_roots(c, a[1]) ? UMVM_TO_PYTHON : UMVM_PASS;
     case SYS_getxattr:
     case SYS_lgetxattr:
     case SYS_fgetxattr:
-        return c->o->area->xattrs && umvm_is_roots(c, a[1]) ? UMVM_ASK : UMVM_RUN;
+        return c->o->area->xattrs && umvm_is_roots(c, a[1]) ? UMVM_TO_PYTHON : UMVM_PASS;
     case SYS_listxattr:
     case SYS_llistxattr:
     case SYS_flistxattr:
-        return c->o->area->xattrs ? UMVM_ASK : UMVM_RUN;
+        return c->o->area->xattrs ? UMVM_TO_PYTHON : UMVM_PASS;
     case 452: /* fchmodat2 */
     case 463 ... 466: /* setxattrat … removexattrat */
-        return UMVM_ASK;
+        return UMVM_TO_PYTHON;
     }
-    return UMVM_RUN;
+    return UMVM_PASS;
 }
 
 /* The verdict on a call of the host's; answered ones have value and error. */

@@ -293,7 +293,7 @@ def drop_set_ids(vm: VirtualMachine, place: Place, attr: Attr, caller: Caller) -
             vm.owners.table.chmod(place.path, place.flags, mode)
 
 
-# --- what a guest that isn't root may do to a file, and the kernel does ----------------------------
+# --- what a guest that isn't root may do to a file, and the kernel does ---------------------------
 
 
 @handles("utime", "utimes", "futimesat", "utimensat")
