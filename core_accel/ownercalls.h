@@ -141,6 +141,31 @@ static int umvm_find_parent(struct umvm_asked *c, int dirfd, uint64_t addr)
     return umvm_find_text(c, dirfd, text, n, 0, 0);
 }
 
+/* Would the kernel refuse the caller what it allows root: a file of the user's own, or (`parent`) a change of names
+   in its directory? The interpreter finds out why, and widens the mode of what is the user's. */
+static int umvm_locked_out(struct umvm_asked *c, int dirfd, uint64_t addr, int mask, int parent)
+{
+    char path[64 + UMVM_PATH_MAX];
+    long n = umvm_text(c, addr);
+    if (c->o->area->own_uid == 0 || n <= 0)
+        return 0;
+    const char *text = c->path->text;
+    int b = 0;
+    if (parent) {
+        while (n > 1 && text[n - 1] == '/')
+            n--;
+        while (n && text[n - 1] != '/')
+            n--;
+    }
+    if (text[0] != '/') {
+        b = umvm_base_link(path, 64, c->q->pid, dirfd);
+        path[b++] = '/';
+    }
+    memcpy(path + b, text, n);
+    path[b + n] = 0;
+    return syscall(SYS_faccessat2, AT_FDCWD, path, mask, AT_EACCESS) < 0 && errno == EACCES;
+}
+
 /* --- stat ---------------------------------------------------------------------------------------- */
 
 static void umvm_show(struct umvm_asked *c)
@@ -240,7 +265,9 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
     char base[48];
     struct umvm_real r;
     long n = umvm_text(c, addr);
-    if (n <= 0)
+    if (umvm_locked_out(c, dirfd, addr, W_OK | X_OK, 1))
+        return UMVM_TO_PYTHON;
+    if (n <= 0 || !a->known)
         return UMVM_PASS;
     int e = umvm_find_text(c, dirfd, text, n, AT_SYMLINK_NOFOLLOW, 0);
     umvm_spot_close(&c->spot);
@@ -275,7 +302,9 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
 static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
 {
     struct umvm_real r;
-    int e = umvm_find(c, dirfd, addr, AT_SYMLINK_NOFOLLOW, 0);
+    if (umvm_locked_out(c, dirfd, addr, W_OK | X_OK, 1))
+        return UMVM_TO_PYTHON;
+    int e = c->o->area->known ? umvm_find(c, dirfd, addr, AT_SYMLINK_NOFOLLOW, 0) : -1 - UMVM_PASS;
     if (e)
         return -1 - e;
     umvm_real_of(&c->x, &r);
@@ -285,12 +314,23 @@ static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
     return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_TO_PYTHON : UMVM_PASS;
 }
 
+/* open(2), but for O_CREAT and O_TMPFILE. */
+static int umvm_answer_open(struct umvm_asked *c, int dirfd, uint64_t addr, uint64_t flags)
+{
+    static const int masks[] = {R_OK, W_OK, R_OK | W_OK, R_OK | W_OK};
+    if (flags & O_PATH)
+        return UMVM_PASS;
+    return umvm_locked_out(c, dirfd, addr, masks[flags & O_ACCMODE], 0) ? UMVM_TO_PYTHON : UMVM_PASS;
+}
+
 /* Something new: it is root's by itself unless its directory hands on a group, or its mode is not one
    that the real file can have. */
 static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint32_t mode, uint32_t needed)
 {
     struct umvm_real r;
     if (c->o->area->new_differ || (mode & needed) != needed || mode & 07000)
+        return UMVM_TO_PYTHON;
+    if (umvm_locked_out(c, dirfd, addr, W_OK | X_OK, 1))
         return UMVM_TO_PYTHON;
     if (!c->o->area->special)
         return UMVM_PASS;
@@ -379,26 +419,34 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
         return e ? -1 - e : umvm_answer_access(c, (int)a[2]);
     case SYS_unlink:
     case SYS_rmdir:
-        if (!c->o->area->known)
-            return UMVM_PASS;
         return umvm_answer_unlink(c, AT_FDCWD, a[0], c->q->data.nr == SYS_rmdir ? AT_REMOVEDIR : 0);
     case SYS_unlinkat:
-        return c->o->area->known ? umvm_answer_unlink(c, first, a[1], (int)a[2]) : UMVM_PASS;
+        return umvm_answer_unlink(c, first, a[1], (int)a[2]);
     case SYS_rename:
-        return c->o->area->known ? umvm_answer_rename(c, AT_FDCWD, a[1]) : UMVM_PASS;
+        if (umvm_locked_out(c, AT_FDCWD, a[0], W_OK | X_OK, 1))
+            return UMVM_TO_PYTHON;
+        return umvm_answer_rename(c, AT_FDCWD, a[1]);
     case SYS_renameat:
     case SYS_renameat2:
-        if (!c->o->area->known || (c->q->data.nr == SYS_renameat2 && a[4]))
+        if (umvm_locked_out(c, first, a[1], W_OK | X_OK, 1))
+            return UMVM_TO_PYTHON;
+        if (c->q->data.nr == SYS_renameat2 && a[4])
             return UMVM_PASS;
         return umvm_answer_rename(c, (int)a[2], a[3]);
     case SYS_open:
-        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600) : UMVM_PASS;
+        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600)
+                                                              : umvm_answer_open(c, AT_FDCWD, a[0], a[1]);
     case SYS_openat:
-        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600) : UMVM_PASS;
+        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600)
+                                                              : umvm_answer_open(c, first, a[1], a[2]);
     case SYS_creat:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
     case SYS_openat2:
         return c->o->area->new_differ || c->o->area->special ? UMVM_TO_PYTHON : UMVM_PASS;
+    case SYS_chdir:
+    case SYS_truncate:
+        e = c->q->data.nr == SYS_chdir ? X_OK : W_OK;
+        return umvm_locked_out(c, AT_FDCWD, a[0], e, 0) ? UMVM_TO_PYTHON : UMVM_PASS;
     case SYS_mkdir:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0700);
     case SYS_mkdirat:

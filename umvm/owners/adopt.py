@@ -46,7 +46,7 @@ class Adopter:
         for end in range(1, len(parts) + 1):
             directory = b"/".join(parts[:end]) or b"/"
             last = end == len(parts)
-            found |= self.widen(directory, 0o700 if last and name else 0o100)
+            found |= self.widen(directory, 0o300 if last and name else 0o100)
         return found
 
     def widen(self, path: bytes, needed: int) -> bool:

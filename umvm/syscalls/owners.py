@@ -333,10 +333,11 @@ def _looked_at(
     vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int, flags: int
 ) -> None:
     caller = vm.procs.caller(req.tid)
-    if caller.uid == 0:
-        return
     place = place_at(vm, req, dirfd, addr, flags)
     if place is None:
+        return
+    if caller.uid == 0:
+        vm.owners.adopter.widen(place.path, _MASKS.get(req.nr, 0) << 6)
         return
     check_way(vm, identity, caller, place)
     seen = see(vm, identity, place.path, place.flags)
