@@ -221,7 +221,7 @@ static int umvm_give_statx(struct umvm_asked *c, uint64_t to, unsigned mask)
 
 static int umvm_answer_chown(struct umvm_asked *c, uint64_t uid, uint64_t gid)
 {
-    int r = umvm_owner_chown(c->o, &c->spot, (uint32_t)uid, (uint32_t)gid, 1);
+    int r = umvm_owner_chown(c->o, &c->spot, &c->x, (uint32_t)uid, (uint32_t)gid, 1);
     return r == 1 ? UMVM_TO_PYTHON : umvm_done(c, r);
 }
 
@@ -229,7 +229,7 @@ static int umvm_answer_chmod(struct umvm_asked *c, uint64_t mode)
 {
     if (S_ISLNK(c->x.stx_mode))
         return UMVM_TO_PYTHON;
-    return umvm_done(c, umvm_owner_chmod(c->o, &c->spot, (uint32_t)mode));
+    return umvm_done(c, umvm_owner_chmod(c->o, &c->spot, &c->x, (uint32_t)mode));
 }
 
 /* A descriptor that was opened with O_PATH: its link may not be used (proc_pid_fd(5)). */

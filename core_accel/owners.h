@@ -306,16 +306,13 @@ static inline int umvm_forbidden(int error) { return error == -EPERM || error ==
 
 /* --- what changes entries ------------------------------------------------------------------------ */
 
-/* As chown(2) by somebody who may; −1 keeps an id. 0, −errno, or 1: it has attributes, some of which
-   have to go first. */
-static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, uint32_t uid, uint32_t gid, int attributes)
+/* As chown(2) by somebody who may; −1 keeps an id. `x`: what is there. 0, −errno, or 1: it has attributes, some of
+   which have to go first. */
+static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, struct statx *x, uint32_t uid,
+                            uint32_t gid, int attributes)
 {
-    struct statx x;
     struct umvm_real real, seen;
-    int error = umvm_statx(s, 0, 0, &x);
-    if (error)
-        return error;
-    umvm_real_of(&x, &real);
+    umvm_real_of(x, &real);
     seen = real;
     umvm_owners_begin(o);
     const struct umvm_owner *old = umvm_owner_show(o->area, &seen);
@@ -325,9 +322,9 @@ static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, ui
         return 1;
     if (syscall(SYS_fchownat, s->fd, s->path, -1, -1, s->flags) < 0 && !umvm_forbidden(-errno))
         return -errno; /* it has told ctime and whoever watches */
-    if (!S_ISDIR(x.stx_mode) && x.stx_mode & (S_ISUID | S_ISGID))
-        umvm_statx(s, 0, 0, &x); /* the kernel has taken set-id bits away */
-    real.mode = x.stx_mode;
+    if (!S_ISDIR(x->stx_mode) && x->stx_mode & (S_ISUID | S_ISGID))
+        umvm_statx(s, 0, 0, x); /* the kernel has taken set-id bits away */
+    real.mode = x->stx_mode;
     umvm_owners_begin(o);
     struct umvm_owner *e = umvm_owner_make(o, &real);
     if (e) {
@@ -349,17 +346,13 @@ static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, ui
 }
 
 /* As chmod(2) by somebody who may, on what isn't a symbolic link. */
-static int umvm_owner_chmod(struct umvm_owners *o, const struct umvm_spot *s, uint32_t mode)
+static int umvm_owner_chmod(struct umvm_owners *o, const struct umvm_spot *s, const struct statx *x, uint32_t mode)
 {
-    struct statx x;
     struct umvm_real real;
-    int error = umvm_statx(s, 0, 0, &x);
-    if (error)
-        return error;
-    umvm_real_of(&x, &real);
+    umvm_real_of(x, &real);
     mode &= 07777;
     uint32_t wanted = umvm_real_mode(real.mode, mode);
-    error = umvm_spot_chmod(s, wanted);
+    int error = umvm_spot_chmod(s, wanted);
     if (error && !umvm_forbidden(error))
         return error;
     uint32_t got = error ? real.mode & 07777 : wanted;

@@ -27,8 +27,9 @@ cdef extern from "owners.h":
     void umvm_owner_touch(umvm_owners_area *, umvm_owner *) nogil
     long umvm_statx(const umvm_spot *, int more, unsigned mask, statx_t *) nogil
     void umvm_real_of(const statx_t *, umvm_real *) nogil
-    int umvm_owner_chown(umvm_owners *, const umvm_spot *, uint32_t uid, uint32_t gid, int) nogil
-    int umvm_owner_chmod(umvm_owners *, const umvm_spot *, uint32_t mode) nogil
+    int umvm_owner_chown(umvm_owners *, const umvm_spot *, statx_t *, uint32_t uid, uint32_t gid,
+                         int) nogil
+    int umvm_owner_chmod(umvm_owners *, const umvm_spot *, const statx_t *, uint32_t mode) nogil
 
 cdef extern from *:
     """
@@ -140,19 +141,25 @@ cdef class Owners:
         """chown(2) by somebody who may; −1 keeps. Set-id bits go; what attributes go is not ours."""
         cdef umvm_spot s
         cdef uint32_t new_uid = uid & 0xFFFFFFFF, new_gid = gid & 0xFFFFFFFF
+        cdef statx_t x
         cdef int r
         _spot(&s, fd, path, flags)
         with nogil:
-            r = umvm_owner_chown(&self.table, &s, new_uid, new_gid, 0)
+            r = umvm_statx(&s, 0, 0, &x)
+            if r == 0:
+                r = umvm_owner_chown(&self.table, &s, &x, new_uid, new_gid, 0)
         _check(r)
 
     def chmod(self, bytes path not None, int flags, uint32_t mode, int fd=-100):
         """chmod(2) by somebody who may, on what isn't a symbolic link."""
         cdef umvm_spot s
+        cdef statx_t x
         cdef int r
         _spot(&s, fd, path, flags)
         with nogil:
-            r = umvm_owner_chmod(&self.table, &s, mode)
+            r = umvm_statx(&s, 0, 0, &x)
+            if r == 0:
+                r = umvm_owner_chmod(&self.table, &s, &x, mode)
         _check(r)
 
     def put(self, dev, ino, guard, uid, gid, mode, real_mode, rdev, int flags):
