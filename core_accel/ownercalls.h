@@ -4,17 +4,15 @@
    will refuse anyway is left to it, so that it gives the errno. */
 #ifndef UMVM_OWNERCALLS_H
 #define UMVM_OWNERCALLS_H
+#include "creds.h"
 #include "owners.h"
 #include "route.h"
 #include <linux/openat2.h>
-#include <sys/resource.h>
 
 enum { UMVM_PASS = 0, UMVM_TO_PYTHON = 1, UMVM_DONE_HERE = 2 };
-#define UMVM_MARKED (0x756D766Dull << 32) /* umvm/guest/marks.py */
-#define UMVM_MARKS (1u << 16)
 #define UMVM_STATX_SYNC 0x6000
 
-struct umvm_asked { /* one call */
+struct umvm_hostcall { /* one call */
     struct umvm_owners *o;
     const struct seccomp_notif *q;
     struct umvm_path *path; /* one that was read already, or the last one that was read here */
@@ -24,7 +22,7 @@ struct umvm_asked { /* one call */
     int error;
 };
 
-static int umvm_done(struct umvm_asked *c, long result)
+static int umvm_done(struct umvm_hostcall *c, long result)
 {
     c->value = result < 0 ? 0 : result;
     c->error = result < 0 ? (int)-result : 0;
@@ -32,12 +30,9 @@ static int umvm_done(struct umvm_asked *c, long result)
 }
 
 /* Is the caller root, as every guest that never changed its credentials? */
-static int umvm_is_plain(const struct umvm_asked *c)
+static int umvm_is_plain(const struct umvm_hostcall *c)
 {
-    struct rlimit limit;
-    if (!c->o->area->plain)
-        return 0;
-    return prlimit(c->q->pid, RLIMIT_LOCKS, 0, &limit) == 0 && limit.rlim_cur - UMVM_MARKED >= UMVM_MARKS;
+    return c->o->area->plain && !c->o->area->split && umvm_mark(c->q->pid) == 0;
 }
 
 /* --- finding the file ---------------------------------------------------------------------------- */
@@ -48,7 +43,7 @@ static int umvm_base_link(char *out, size_t size, int tid, int dirfd)
 }
 
 /* What is open as a descriptor: its magic link leads to exactly that. */
-static int umvm_find_fd(struct umvm_asked *c, int fd, unsigned mask)
+static int umvm_find_fd(struct umvm_hostcall *c, int fd, unsigned mask)
 {
     struct umvm_spot *s = &c->spot;
     s->fd = AT_FDCWD;
@@ -61,7 +56,7 @@ static int umvm_find_fd(struct umvm_asked *c, int fd, unsigned mask)
 
 /* The file at `text`, and c->x. 0, or −1 − verdict. Nothing is followed out of the guest's own place: names that
    lead through /proc are the interpreter's. */
-static int umvm_find_text(struct umvm_asked *c, int dirfd, const char *text, long n, int flags, unsigned mask)
+static int umvm_find_text(struct umvm_hostcall *c, int dirfd, const char *text, long n, int flags, unsigned mask)
 {
     struct umvm_spot *s = &c->spot;
     char base[48];
@@ -99,7 +94,7 @@ static int umvm_find_text(struct umvm_asked *c, int dirfd, const char *text, lon
 }
 
 /* The length of a path argument, now in c->path->text; −errno. */
-static long umvm_text(struct umvm_asked *c, uint64_t addr)
+static long umvm_text(struct umvm_hostcall *c, uint64_t addr)
 {
     struct umvm_path *p = c->path;
     if (addr && p->size > 0 && p->addr == addr)
@@ -110,7 +105,7 @@ static long umvm_text(struct umvm_asked *c, uint64_t addr)
     return n;
 }
 
-static int umvm_find(struct umvm_asked *c, int dirfd, uint64_t addr, int flags, unsigned mask)
+static int umvm_find(struct umvm_hostcall *c, int dirfd, uint64_t addr, int flags, unsigned mask)
 {
     const char *text = c->path->text;
     long n = umvm_text(c, addr);
@@ -123,7 +118,7 @@ static int umvm_find(struct umvm_asked *c, int dirfd, uint64_t addr, int flags, 
 }
 
 /* The directory that a new name, or one to be removed, is in. */
-static int umvm_find_parent(struct umvm_asked *c, int dirfd, uint64_t addr)
+static int umvm_find_parent(struct umvm_hostcall *c, int dirfd, uint64_t addr)
 {
     char text[UMVM_PATH_MAX];
     long n = umvm_text(c, addr);
@@ -143,7 +138,7 @@ static int umvm_find_parent(struct umvm_asked *c, int dirfd, uint64_t addr)
 
 /* Would the kernel refuse the caller what it allows root: a file of the user's own, or (`parent`) a change of names
    in its directory? The interpreter finds out why, and widens the mode of what is the user's. */
-static int umvm_locked_out(struct umvm_asked *c, int dirfd, uint64_t addr, int mask, int parent)
+static int umvm_locked_out(struct umvm_hostcall *c, int dirfd, uint64_t addr, int mask, int parent)
 {
     char path[64 + UMVM_PATH_MAX];
     long n = umvm_text(c, addr);
@@ -168,7 +163,7 @@ static int umvm_locked_out(struct umvm_asked *c, int dirfd, uint64_t addr, int m
 
 /* --- stat ---------------------------------------------------------------------------------------- */
 
-static void umvm_show(struct umvm_asked *c)
+static void umvm_show(struct umvm_hostcall *c)
 {
     struct umvm_real r;
     umvm_real_of(&c->x, &r);
@@ -182,12 +177,20 @@ static void umvm_show(struct umvm_asked *c)
     c->x.stx_rdev_minor = minor(r.rdev);
 }
 
+/* Files of /proc show who a process is (umvm/syscalls/procowner.py). */
+static int umvm_of_proc(const struct umvm_hostcall *c)
+{
+    return umvm_device(c->x.stx_dev_major, c->x.stx_dev_minor) == c->o->proc_dev;
+}
+
 /* Stores struct stat in the guest. */
-static int umvm_give_stat(struct umvm_asked *c, uint64_t to)
+static int umvm_give_stat(struct umvm_hostcall *c, uint64_t to)
 {
     const struct statx *x = &c->x;
     struct stat st;
     memset(&st, 0, sizeof st);
+    if (umvm_of_proc(c))
+        return UMVM_TO_PYTHON;
     umvm_show(c);
     st.st_dev = umvm_device(x->stx_dev_major, x->stx_dev_minor);
     st.st_ino = x->stx_ino;
@@ -206,8 +209,10 @@ static int umvm_give_stat(struct umvm_asked *c, uint64_t to)
     return umvm_done(c, n == (long)sizeof st ? 0 : -EFAULT);
 }
 
-static int umvm_give_statx(struct umvm_asked *c, uint64_t to, unsigned mask)
+static int umvm_give_statx(struct umvm_hostcall *c, uint64_t to, unsigned mask)
 {
+    if (umvm_of_proc(c))
+        return UMVM_TO_PYTHON;
     umvm_show(c);
     if (!(mask & STATX_BTIME)) {
         c->x.stx_mask &= ~STATX_BTIME;
@@ -219,13 +224,13 @@ static int umvm_give_statx(struct umvm_asked *c, uint64_t to, unsigned mask)
 
 /* --- changes ------------------------------------------------------------------------------------- */
 
-static int umvm_answer_chown(struct umvm_asked *c, uint64_t uid, uint64_t gid)
+static int umvm_answer_chown(struct umvm_hostcall *c, uint64_t uid, uint64_t gid)
 {
     int r = umvm_owner_chown(c->o, &c->spot, &c->x, (uint32_t)uid, (uint32_t)gid, 1);
     return r == 1 ? UMVM_TO_PYTHON : umvm_done(c, r);
 }
 
-static int umvm_answer_chmod(struct umvm_asked *c, uint64_t mode)
+static int umvm_answer_chmod(struct umvm_hostcall *c, uint64_t mode)
 {
     if (S_ISLNK(c->x.stx_mode))
         return UMVM_TO_PYTHON;
@@ -242,7 +247,7 @@ static int umvm_is_path_only(int tid, int fd)
 }
 
 /* As root: everything on files of the user's, but no file without any execute bit is executed. */
-static int umvm_answer_access(struct umvm_asked *c, int mask)
+static int umvm_answer_access(struct umvm_hostcall *c, int mask)
 {
     struct umvm_real r;
     int own = c->x.stx_uid == c->o->area->own_uid;
@@ -258,7 +263,7 @@ static int umvm_answer_access(struct umvm_asked *c, int mask)
 }
 
 /* Removes a file that is known, so that it is forgotten exactly when its number may be another's. */
-static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, int flags)
+static int umvm_answer_unlink(struct umvm_hostcall *c, int dirfd, uint64_t addr, int flags)
 {
     struct umvm_owners_area *a = c->o->area;
     const char *text = c->path->text;
@@ -299,7 +304,7 @@ static int umvm_answer_unlink(struct umvm_asked *c, int dirfd, uint64_t addr, in
 }
 
 /* A rename over a file that is known is the interpreter's. */
-static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
+static int umvm_answer_rename(struct umvm_hostcall *c, int dirfd, uint64_t addr)
 {
     struct umvm_real r;
     if (umvm_locked_out(c, dirfd, addr, W_OK | X_OK, 1))
@@ -315,7 +320,7 @@ static int umvm_answer_rename(struct umvm_asked *c, int dirfd, uint64_t addr)
 }
 
 /* open(2), but for O_CREAT and O_TMPFILE. */
-static int umvm_answer_open(struct umvm_asked *c, int dirfd, uint64_t addr, uint64_t flags)
+static int umvm_answer_open(struct umvm_hostcall *c, int dirfd, uint64_t addr, uint64_t flags)
 {
     static const int masks[] = {R_OK, W_OK, R_OK | W_OK, R_OK | W_OK};
     if (flags & O_PATH)
@@ -325,7 +330,7 @@ static int umvm_answer_open(struct umvm_asked *c, int dirfd, uint64_t addr, uint
 
 /* Something new: it is root's by itself unless its directory hands on a group, or its mode is not one
    that the real file can have. */
-static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint32_t mode, uint32_t needed)
+static int umvm_answer_new(struct umvm_hostcall *c, int dirfd, uint64_t addr, uint32_t mode, uint32_t needed)
 {
     struct umvm_real r;
     if (c->o->area->new_differ || (mode & needed) != needed || mode & 07000)
@@ -345,7 +350,7 @@ static int umvm_answer_new(struct umvm_asked *c, int dirfd, uint64_t addr, uint3
 }
 
 /* Does the name of an extended attribute say that only root may set it? */
-static int umvm_is_roots(struct umvm_asked *c, uint64_t addr)
+static int umvm_is_roots(struct umvm_hostcall *c, uint64_t addr)
 {
     char name[10];
     long n = umvm_copy(c->q->pid, name, addr, sizeof name, 0);
@@ -354,7 +359,7 @@ static int umvm_is_roots(struct umvm_asked *c, uint64_t addr)
 
 /* --- all of them ---------------------------------------------------------------------------------- */
 
-static int umvm_owned_by_nr(struct umvm_asked *c)
+static int umvm_owned_by_nr(struct umvm_hostcall *c)
 {
     const __u64 *a = c->q->data.args;
     int plain = umvm_is_plain(c), first = (int)a[0], e;
@@ -485,7 +490,7 @@ static int umvm_owned_by_nr(struct umvm_asked *c)
 static int umvm_owned(struct umvm_owners *o, const struct seccomp_notif *q, struct umvm_path *path, int64_t *value,
                       int *error)
 {
-    struct umvm_asked c;
+    struct umvm_hostcall c;
     c.path = path;
     c.o = o;
     c.q = q;

@@ -43,6 +43,7 @@ struct umvm_owners_area {
     uint32_t unknown;
     uint32_t plain;   /* a guest that never changed its credentials is root */
     uint32_t new_differ; /* what a plain guest makes isn't shown as root's by itself */
+    uint32_t split;      /* threads of some process differ in their credentials */
     uint32_t logged;     /* somebody wants to know what changed */
 };
 

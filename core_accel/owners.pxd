@@ -9,7 +9,7 @@ cdef extern from "owners.h":
         uint16_t real_mode, flags
     struct umvm_owners_area:
         uint64_t slots, known, used, changes, special, xattrs
-        uint32_t own_uid, own_gid, as_uid, as_gid, unknown, plain, new_differ, logged
+        uint32_t own_uid, own_gid, as_uid, as_gid, unknown, plain, split, new_differ, logged
     struct umvm_owners:
         umvm_owners_area *area
         int fd

@@ -108,6 +108,10 @@ cdef class Owners:
         self.table.area.plain = plain
         self.table.area.new_differ = new_differ
 
+    def set_split(self, bint split):
+        """Do threads of any process differ in their credentials?"""
+        self.table.area.split = split
+
     def set_logged(self, bint wanted):
         """Is `changed` going to be asked?"""
         self.table.area.logged = wanted

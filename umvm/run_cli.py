@@ -145,10 +145,6 @@ def run(
     all_modules = [*settings.get("modules", ()), *modules]
     user = settings.get("user") if user is None else user
     caps = settings.get("caps") if caps is None else caps
-    if user is not None or caps is not None:
-        from umvm.become import module_of
-
-        all_modules = [*module_of(user, caps), *all_modules]
     all_mounts = [*settings.get("mounts", ()), *mounts]
     if name is not None:
         specs.check_name(name)
@@ -160,9 +156,16 @@ def run(
     identity = {key: os.path.abspath(name) for key, name in kept.items() if name is not None}
     identity |= {"unknown": "real"} if unknown_is_real else {}
     identity |= {"lenient": ""} if lenient else {}
-    if identity and not fakeroot:
+    somebody = fakeroot or user is not None or caps is not None
+    if identity and not somebody:
         option = {"unknown": "unknown-is-real"}.get(min(identity), min(identity))
         raise UsageError(f"--{option} needs --fakeroot")
+    if user is not None or caps is not None:
+        from umvm.become import module_of
+
+        if fakeroot and user is not None:
+            raise UsageError("--fakeroot and --user exclude each other")
+        identity |= specs.parse_module(module_of("0" if fakeroot else user, caps)[0])[1]
     variables = dict(settings.get("env", {})) | dict(_assignment(text) for text in env)
     argv = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
     from umvm.run import run as run_vm
@@ -179,7 +182,7 @@ def run(
             env=variables,
             log_file=log,
             engine=engine,
-            identity=identity if fakeroot else None,
+            identity=identity if somebody else None,
         )
     except OSError as error:
         raise exec_error(argv[0], error) from error

@@ -146,6 +146,8 @@ class VirtualMachine:
     def credentials_changed(self) -> None:
         """Tell the engine which threads it has to announce (`CredentialStore.arrived`)."""
         self.procs.forget(0)
+        if self._owners is not None:
+            self._owners.table.set_split(bool(self.creds.splits))
         self.engine.set_expected(self.creds.waited_for())
         if bool(self.creds.splits) == self._quick_on and self._quick:
             self._quick_on = not self.creds.splits
