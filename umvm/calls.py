@@ -78,9 +78,7 @@ class Calls:
         with self._events.switched(watching):
             self._seen = self._events.seen if watching else None
             self._vm.engine.set_owners(self._vm.owners.table if owned else None, owned)
-            self._vm.engine.set_hooks(
-                table.trapped_numbers() if watching else set(numbers) - owned
-            )
+            self._vm.engine.set_hooks(table.trapped_numbers() if watching else set(numbers) - owned)
 
     def _identify(self, numbers: dict[int, list[Hook]], active: Identity) -> set[int]:
         """Add what an identity answers; the calls that the engine may answer for it."""

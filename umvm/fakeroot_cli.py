@@ -103,8 +103,9 @@ def run(arguments: Sequence[str]) -> int:
     command = wish.command or [os.environ.get("SHELL") or "/bin/sh"]
     how = "real" if wish.options["unknown"] == "real" else "root"
     environment = {"FAKEROOTKEY": f"umvm{os.getpid()}", "FAKED_MODE": f"unknown-is-{how}"}
+    engine = os.environ.get("UMVM_ENGINE") or "notify"
     try:
-        return run_vm(command, identity=wish.options, env=environment)
+        return run_vm(command, identity=wish.options, env=environment, engine=engine)
     except OSError as error:
         raise run_cli.exec_error(command[0], error) from error
 

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,7 @@ BODIES = {
 def test_as_fakeroot_shows_it(runner: Runner, tmp_path: Path, name: str) -> None:
     if name == "cpio" and shutil.which("cpio") is None:
         pytest.skip("cpio is not installed")
-    theirs, ours = both(runner, tmp_path, f"S() {{ {STAT} \"$@\"; }}; {BODIES[name]}")
+    theirs, ours = both(runner, tmp_path, f'S() {{ {STAT} "$@"; }}; {BODIES[name]}')
     assert len(theirs) > 5
     assert ours == theirs
 
@@ -141,7 +142,9 @@ def test_the_host_touches_files(runner: Runner, tmp_path: Path) -> None:
 def test_a_static_program_is_served_too(fake: Run, tmp_path: Path, guest_binary: Compiler) -> None:
     if shutil.which("busybox") is None:
         pytest.skip("busybox is not installed")
-    body = "busybox touch a; busybox chown 5:6 a; busybox chmod 4711 a; busybox stat -c '%u %g %a' a"
+    body = (
+        "busybox touch a; busybox chown 5:6 a; busybox chmod 4711 a; busybox stat -c '%u %g %a' a"
+    )
     assert fake(body).ok() == "5 6 4711\n"
 
 
@@ -156,9 +159,13 @@ def test_mounts_keep_owners_themselves(runner: Runner, tmp_path: Path) -> None:
 
 @needs_fakeroot
 def test_fakeroot_reads_what_we_save_and_we_what_it_saves(runner: Runner, tmp_path: Path) -> None:
-    make = "touch a b; chown 5:6 a; chmod 2755 a; mknod c c 5 1; ln -s a l; chown -h 7:8 l; chown 1 b"
+    make = (
+        "touch a b; chown 5:6 a; chmod 2755 a; mknod c c 5 1; ln -s a l; chown -h 7:8 l; chown 1 b"
+    )
     show = f"{STAT} a b c l"
-    for number, (first, second) in enumerate([(FAKEROOT, ("fakeroot",)), (("fakeroot",), FAKEROOT)]):
+    for number, (first, second) in enumerate(
+        [(FAKEROOT, ("fakeroot",)), (("fakeroot",), FAKEROOT)]
+    ):
         directory = tmp_path / str(number)
         directory.mkdir()
         shown = runner.run([*first, "-s", "s", "sh", "-c", f"{make}; {show}"], cwd=directory).ok()
@@ -288,6 +295,25 @@ for top in (".", "g"):
     ]  # fmt: skip
 
 
+def test_set_id_programs_and_file_capabilities_count(runner: Runner) -> None:
+    """As root made them: who executes them has other ids, or a capability."""
+    cap = "-n security.capability -v 0x0100000200040000000000000000000000000000"
+    body = f"""
+    cp $(command -v busybox) u; chown 5:6 u; chmod 6755 u; cp u c; chown 0:0 c
+    setfattr {cap} c
+    setpriv --reuid=33 --regid=33 --clear-groups ./u id
+    setpriv --reuid=33 --regid=33 --clear-groups ./c grep CapEff /proc/self/status
+    """
+    for tool in ("busybox", "setpriv", "setfattr"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    with tempfile.TemporaryDirectory() as place:  # others can reach it
+        os.chmod(place, 0o755)
+        shown = runner.umvm(body, options=["--fakeroot"], cwd=place).ok().splitlines()
+    assert "euid=5" in shown[0] and "egid=6" in shown[0]
+    assert int(shown[1].split()[1], 16) == 1 << 10
+
+
 # --- files of the user's that lock the user out ---------------------------------------------------
 
 
@@ -381,6 +407,50 @@ def test_a_package_is_the_same_to_the_last_byte(runner: Runner, tmp_path: Path) 
     assert packages[0] == packages[1]
     shown = runner.run(["dpkg-deb", "-c", str(tmp_path / "1" / "p.deb")]).ok()
     assert "-rwsr-xr-x root/root" in shown and "crw-r--r-- root/root" in shown
+
+
+RULES = """#!/usr/bin/make -f
+clean build build-arch build-indep:
+binary: binary-arch binary-indep
+binary-arch:
+binary-indep:
+\trm -rf debian/tmp debian/files
+\tinstall -d -o root -g root debian/tmp/DEBIAN debian/tmp/usr/bin
+\tinstall -d -o 0 -g 60 -m 2775 debian/tmp/var/games
+\tinstall -o 0 -g 60 -m 2755 debian/rules debian/tmp/usr/bin/tool
+\tdpkg-gencontrol
+\tfind debian/tmp -exec touch -hd @1000000000 {} +
+\tdpkg-deb --build debian/tmp ..
+"""
+
+
+@pytest.mark.skipif(shutil.which("dpkg-buildpackage") is None, reason="no dpkg-buildpackage")
+@needs_fakeroot
+def test_dpkg_buildpackage_takes_it_for_fakeroot(runner: Runner, tmp_path: Path) -> None:
+    if runner.run(["perl", "-MDpkg", "-e1"]).status != 0:
+        pytest.skip("no Perl modules of dpkg")
+    command = shutil.which("umvm-fakeroot", path=str(Path(sys.executable).parent))
+    built = []
+    for number, gain in enumerate(("fakeroot", command)):
+        source = tmp_path / str(number) / "p"
+        (source / "debian" / "source").mkdir(parents=True)
+        files = {
+            "control": "Source: p\nMaintainer: m <m@x>\nRules-Requires-Root: binary-targets\n"
+            "Standards-Version: 4\n\nPackage: p\nArchitecture: all\nDescription: d\n",
+            "changelog": "p (1) unstable; urgency=low\n\n  * p\n\n"
+            " -- m <m@x>  Sun, 09 Sep 2001 01:46:40 +0000\n",
+            "rules": RULES,
+            "source/format": "3.0 (native)\n",
+        }
+        for name, text in files.items():
+            (source / "debian" / name).write_text(text)
+        os.chmod(source / "debian" / "rules", 0o755)
+        argv = ["dpkg-buildpackage", "-us", "-uc", "-b", "-d", f"-r{gain}"]
+        runner.run(argv, cwd=source, timeout=50).ok()
+        built.append((source.parent / "p_1_all.deb").read_bytes())
+    assert built[0] == built[1]
+    listed = runner.run(["dpkg-deb", "-c", str(tmp_path / "1" / "p_1_all.deb")]).ok()
+    assert "drwxrwsr-x root/games" in listed and "-rwxr-sr-x root/games" in listed
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync")

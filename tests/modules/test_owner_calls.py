@@ -29,7 +29,7 @@ def place() -> Iterator[Path]:
 
 
 def transcript(runner: Runner, place: Path, prefix: list[str], top: str, *numbers: int) -> str:
-    guest = shutil.copy(GUESTS / "owner_calls.py", place)
+    guest = str(shutil.copy(GUESTS / "owner_calls.py", place))
     argv = [*prefix, *PYTHON, guest, str(place / top), *map(str, numbers)]
     return runner.run(argv, env={"XDG_RUNTIME_DIR": str(place / "run")}, timeout=55).ok()
 

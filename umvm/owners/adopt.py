@@ -1,4 +1,4 @@
-"""Files of the user's own whose mode locks the user out, and that root in a VM may use all the same.
+"""Files of the user's own whose mode locks the user out, and that root in a VM may still use.
 
 Such a file's mode is widened (u+rw, and x for a directory) while the VM runs; guests are shown the
 mode that it had. With the VM's end it gets that back, unless guests changed it. A journal tells the

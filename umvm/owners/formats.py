@@ -1,9 +1,10 @@
 """Files that keep owners: fakeroot's text is read and written, pseudo's database is read.
 
-fakeroot(1), option -s: `dev=HEX,ino=N,mode=OCTAL,uid=N,gid=N,nlink=N,rdev=N`, a line for each inode.
+fakeroot(1), option -s: `dev=HEX,ino=N,mode=OCTAL,uid=N,gid=N,nlink=N,rdev=N`, a line for an inode.
 pseudo(1): an SQLite database `files.db` with a table `files` (path, dev, ino, uid, gid, mode, rdev,
-deleting) and perhaps one `xattrs` (dev, ino, name, value). Neither knows when an inode was born, nor
-what mode the file really has: both are taken from the file when it is first seen (`REAL_UNKNOWN`).
+deleting) and perhaps one `xattrs` (dev, ino, name, value). Neither knows when an inode was born,
+nor what mode the file really has: both are taken from the file when it is first seen
+(`REAL_UNKNOWN`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The owners of one VM: the table of inodes, and the extended attributes that only root may set.
 
-Entries are found by device and inode; `core_accel/owners.h` tells how they outlive renames and links
-and don't pass to a later file of the same number. Nothing is on disk but in a database (database.py).
+Entries are found by device and inode; `core_accel/owners.h` tells how they outlive renames and
+links and don't pass to a later file of the same number. Nothing is on disk but in a database
+(database.py).
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from umvm.syscalls.context import (
     signed,
 )  # fmt: skip
 from umvm.syscalls.execute import MAX_DEPTH, has_agent, may_execute, parse_shebang
+from umvm.syscalls.hostfiles import see
 from umvm.syscalls.identity import NONE, change, credentials, handles
 from umvm.vfs import capabilities as rules
 
@@ -230,7 +231,7 @@ def _program(
             head = _head(where)
             script = parse_shebang(head) if head.startswith(b"#!") else None
             if script is None:
-                return _of(identity, where), _is_linked(head)
+                return _of(vm, identity, where), _is_linked(head)
             path, dirfd, flags = script.interpreter, AT_FDCWD, 0
     except OSError:
         pass  # the kernel, or the call's family, tells it
@@ -272,12 +273,14 @@ def _head(where: Where) -> bytes:
     return head
 
 
-def _of(identity: Identity, where: Where) -> rules.Program:
+def _of(vm: VirtualMachine, identity: Identity, where: Where) -> rules.Program:
     """What about a file matters: its owner as guests see it, and its capabilities."""
     mount = where.mount
+    kept: dict[bytes, bytes] = {}
     if mount is None:
-        st = os.stat(where.path)
-        mode, uid, gid = st.st_mode, *identity.owner(st.st_uid, st.st_gid)
+        seen = see(vm, identity, where.path)
+        mode, uid, gid = seen.mode, seen.uid, seen.gid
+        kept = vm.owners.attributes_of(seen)
         nosuid = bool(os.statvfs(where.path).f_flag & os.ST_NOSUID)
     else:
         attr = look(where)
@@ -287,7 +290,7 @@ def _of(identity: Identity, where: Where) -> rules.Program:
         return rules.PLAIN
     try:
         if mount is None:
-            value = os.getxattr(where.path, _XATTR)
+            value = kept.get(_XATTR.encode()) or os.getxattr(where.path, _XATTR)
         else:
             value = mount.fs.getxattr(where.inside, _XATTR.encode())
         caps = rules.parse_capabilities(value)
