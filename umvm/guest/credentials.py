@@ -138,15 +138,18 @@ class CredentialStore:
 
     def exec_begins(self, tid: int, new: Credentials, secure: bool) -> int:
         """A thread is about to execute a program that will have these credentials; its process."""
-        tgid = process_of(tid)
+        tgid = tid if thread_count(tid) == 1 else process_of(tid)
         with self._lock:
             self.execs[tgid] = Exec(tid, _field(tgid, _START_STACK), new, secure)
         self._changed()
         return tgid
 
     def arrived(self, tid: int) -> None:
-        """A thread whose process was about to execute a program makes a call."""
+        """A thread whose process was about to execute a program makes a call; 0: look at all."""
         with self._lock:
+            if tid == 0:
+                for tgid in list(self.execs):
+                    self._settle(tgid)  # it may have been killed, or make no calls
             for tgid, pending in list(self.execs.items()):
                 if tid not in (tgid, pending.caller):
                     continue
