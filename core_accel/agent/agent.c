@@ -278,7 +278,16 @@ static NOINLINE int with_clone(struct regs *r)
         flags = *(const uint64_t *)r->rdi;
     }
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
-    return flags & (CLONE_NEWNS | CLONE_NEWUSER) ? done(r, -EPERM) : RUN;
+    if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
+        return done(r, -EPERM);
+    if (ROUTE->identity == UMVM_IDS_DIFFER) { /* the supervisor learns of it by an unshare of nothing */
+        struct regs told = *r;
+        told.rax = __NR_unshare;
+        told.rdi = 0;
+        told.rsi = flags;
+        ask_gate(&told);
+    }
+    return RUN;
 }
 
 /* struct sockaddr: only AF_UNIX names files. */
@@ -379,6 +388,7 @@ __attribute__((used)) int decide(struct regs *r)
     const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
     if (k->flow == UMVM_F_RUN)
         return RUN;
+<<<<<<< HEAD
     if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP)
         return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
     if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
@@ -390,6 +400,12 @@ __attribute__((used)) int decide(struct regs *r)
         r->rax = nr;
         return RUN;
     }
+=======
+    if (k->flow == UMVM_F_CLONE) /* never at the gate: the child would return into the agent, on another stack */
+        return with_clone(r);
+    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1)
+        return ROUTE->identity == UMVM_IDS_KNOWN && with_ids(r) ? DONE : ask(r);
+>>>>>>> c978744 (Threads under an identity with the agent; prlimit's question at each program's start stays native)
     switch (k->flow) {
     case UMVM_F_FD:
         return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;
@@ -409,8 +425,6 @@ __attribute__((used)) int decide(struct regs *r)
         return with_exec(r);
     case UMVM_F_MMAP:
         return with_mmap(r);
-    case UMVM_F_CLONE:
-        return with_clone(r);
     case UMVM_F_ADDRESS:
     case UMVM_F_SENDTO:
     case UMVM_F_SENDMSG:

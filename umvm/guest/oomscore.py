@@ -29,7 +29,7 @@ class OomScores:
     def __init__(self, vm: VirtualMachine) -> None:
         self._vm = vm
         self._files: dict[int, tuple[int, int, bytes | None]] = {}
-        """Process → (when it started, the file that was last given to a writer, the value before)."""
+        """Process → (when it started, the file last given to a writer, the value before)."""
 
     def open(self, path: bytes, flags: int) -> Reply | None:
         """Open the file of a guest that may lower its value; None: the kernel opens it."""

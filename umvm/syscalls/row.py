@@ -19,7 +19,9 @@ PEER = "peer"
 """Trapped only with SOL_SOCKET and SO_PEERCRED or SO_PEERGROUPS (2nd and 3rd argument)."""
 PASSCRED = "passcred"
 """Trapped only with SOL_SOCKET and SO_PASSCRED (2nd and 3rd argument)."""
-CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES, ATTACH, PEER, PASSCRED))
+LIMITS = "limits"
+"""Not trapped if it only asks for RLIMIT_STACK, as every program does at its start (prlimit(2))."""
+CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES, ATTACH, PEER, PASSCRED, LIMITS))
 
 ARG_KINDS = frozenset("fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split())
 """Argument kinds: `addr` is an address in the guest's memory, `sock` points to a socket address."""
