@@ -266,10 +266,9 @@ cdef class Area:
         for i in range(8):
             self.route.hooked[i] = bits[i]
 
-    def set_identity(self, int how):
-        """0: agents ask for ids; 1: they may tell guests by themselves; 2: they ask, and tell of
-        each thread or process that is made."""
-        self.route.identity = how
+    def set_identity(self, on):
+        """May agents tell guests their ids by themselves?"""
+        self.route.identity = 1 if on else 0
 
     def set_record(self, int number, ids):
         """The ids of processes with this number (core_accel.engine.Engine.set_record)."""

@@ -280,13 +280,6 @@ static NOINLINE int with_clone(struct regs *r)
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
     if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
         return done(r, -EPERM);
-    if (ROUTE->identity == UMVM_IDS_DIFFER) { /* the supervisor learns of it by an unshare of nothing */
-        struct regs told = *r;
-        told.rax = __NR_unshare;
-        told.rdi = 0;
-        told.rsi = flags;
-        ask_gate(&told);
-    }
     return RUN;
 }
 
@@ -388,7 +381,6 @@ __attribute__((used)) int decide(struct regs *r)
     const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
     if (k->flow == UMVM_F_RUN)
         return RUN;
-<<<<<<< HEAD
     if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP)
         return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
     if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
@@ -400,12 +392,6 @@ __attribute__((used)) int decide(struct regs *r)
         r->rax = nr;
         return RUN;
     }
-=======
-    if (k->flow == UMVM_F_CLONE) /* never at the gate: the child would return into the agent, on another stack */
-        return with_clone(r);
-    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1)
-        return ROUTE->identity == UMVM_IDS_KNOWN && with_ids(r) ? DONE : ask(r);
->>>>>>> c978744 (Threads under an identity with the agent; prlimit's question at each program's start stays native)
     switch (k->flow) {
     case UMVM_F_FD:
         return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;

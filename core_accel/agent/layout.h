@@ -85,12 +85,6 @@ enum {
 #define UMVM_MARKED (0x756d766dull << 32)
 enum { UMVM_RECORDS = 1 << 16, UMVM_AGENT_IDS = 2048 };
 
-enum {
-    UMVM_IDS_ASKED,  /* the supervisor is asked for ids, if anybody wants to be */
-    UMVM_IDS_KNOWN,  /* guests have ids of their own; those in `ids` need no question */
-    UMVM_IDS_DIFFER, /* the threads of some process have different ones: who makes threads is told */
-};
-
 struct umvm_ids {
     uint32_t valid;
     uint32_t ids[8]; /* real, effective, saved, file system: of the user, then of the group */
@@ -109,7 +103,7 @@ struct umvm_route_area {
     uint64_t view;       /* guest address of the present struct umvm_view; 0: ask */
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
     uint32_t texts_used;
-    uint32_t identity;   /* UMVM_IDS_… */
+    uint32_t identity;   /* guests have ids of their own: those in `ids` need no question */
     uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
     char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));

@@ -175,7 +175,7 @@ class AgentEngine:
         """As `Engine.set_identity`."""
         given = set(numbers)
         self._engine.set_identity(given)
-        self.agent.area.set_identity(1 if self._ids <= given else 0 if given else 2)
+        self.agent.area.set_identity(self._ids <= given)
 
     def set_record(self, number: int, ids: Sequence[int], groups: Sequence[int]) -> None:
         """As `Engine.set_record`."""

@@ -195,14 +195,6 @@ def sys_clone(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     return None
 
 
-@handles("unshare")
-def sys_unshare(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """unshare(2) of nothing is how an agent tells of a clone; its flags are the next argument."""
-    if not req.args[0] and vm.creds.splits:
-        vm.creds.cloned(req.tid, bool(req.args[1] & CLONE_THREAD))
-    return None
-
-
 @handles("execve", "execveat")
 def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """execve(2): no answer, but the program will have other credentials. **Errors** EPERM."""
