@@ -98,7 +98,7 @@ PROCESS: tuple[Row, ...] = (
     free(336, "uprobe", "", "process", "made by the kernel's own probes only"),
     free(434, "pidfd_open", "pid flags", "process"),
     trap(435, "clone3", "ptr size", "process"),
-    free(
+    trap(
         438,
         "pidfd_getfd",
         "fd fd flags",
