@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from core_accel.owners cimport Owners, umvm_owners
-from core_accel.pathwalk cimport seen_dirs
+from core_accel.pathwalk cimport View, seen_dirs, umvm_view
 from core_accel.request cimport (
     ERROR, LATER, RUN, Reply, Request, Restarts, make_request, resume, seccomp_notif,
     umvm_conclude, umvm_verdict, verdict,
@@ -50,13 +50,14 @@ cdef extern from "execwatch.h":
     int umvm_exec_watched(int listener, uint64_t id, int tid, int tgid, const uint64_t *values) nogil
     void umvm_exec_ended(int tgid) nogil
 
-cdef extern from "route.h":
+cdef extern from "serve.h":
     struct umvm_router:
         int mounts
         int descriptors
         int virtual_cwd
         int names
         char name[8][24]
+        int answers
         uint64_t claimed
         uint64_t passed
     struct umvm_call_kind:
@@ -66,12 +67,16 @@ cdef extern from "route.h":
         int8_t path[2]
         int8_t dirfd[2]
     int umvm_route_set_view(umvm_router *, const char **points, const uint32_t *ids, int count) nogil
+    int umvm_route_set_views(umvm_router *, umvm_view **views, int count) nogil
+    void umvm_route_set_record(umvm_router *, uint32_t number, uint32_t view, uint32_t cwd) nogil
     int umvm_route_set_shadow(umvm_router *, const char *prefix) nogil
     struct umvm_path:
         uint64_t addr
         long size
         char *text
     int umvm_route(umvm_router *, const umvm_call_kind *, const seccomp_notif *, umvm_path *) nogil
+    int umvm_serve(umvm_router *, const umvm_call_kind *, const seccomp_notif *, const umvm_path *,
+                   umvm_verdict *) nogil
     void umvm_route_forget() nogil
     void umvm_route_share(void *seen) nogil
 
@@ -113,6 +118,7 @@ cdef class Engine:
     cdef list kept
     cdef int workers
     cdef Reply run, done
+    cdef list views
 
     def __cinit__(self, kinds, handler, on_gone, on_expected=None):
         cdef int nr
@@ -143,6 +149,7 @@ cdef class Engine:
         self.workers = 0
         self.run = _Reply.run()
         self.done = _Reply.later()
+        self.views = []
         self.set_view([(b"/", 0), (b"/proc", 1)])
 
     def add_listener(self, int fd, int workers=2):
@@ -178,6 +185,27 @@ cdef class Engine:
         if r < 0:
             raise OSError(-r, "mount table")
 
+    def set_views(self, views):
+        """`View` objects: what processes see. The first is that of processes without a mark."""
+        cdef umvm_view *pointers[1024]
+        cdef int n = 0, r
+        cdef View view
+        keep = list(views)
+        if not 0 < len(keep) <= 1024:
+            raise OSError(28, "too many views")
+        for item in keep:
+            view = item
+            pointers[n] = view.view
+            n += 1
+        r = umvm_route_set_views(&self.router, pointers, n)
+        if r < 0:
+            raise OSError(-r, "mount table")
+        self.views = [keep] if r else [*self.views, keep]  # a walk may still be in an old one
+
+    def set_place(self, uint32_t number, uint32_t view, uint32_t cwd):
+        """Processes with mark ``number`` see ``views[view]``; mount ``cwd`` led to their cwd."""
+        umvm_route_set_record(&self.router, number, view, cwd)
+
     def set_shadow(self, bytes prefix):
         """Descriptors and working directories whose link starts with ``prefix`` are ours."""
         umvm_route_set_shadow(&self.router, prefix)
@@ -195,6 +223,10 @@ cdef class Engine:
             memset(self.router.name[i], 0, 24)
             memcpy(self.router.name[i], <const char *>name, min(len(name), 23))
         self.router.names = len(keep)
+
+    def set_answers(self, on):
+        """May the engine itself look at files of the host for guests, as their rights are ours?"""
+        self.router.answers = 1 if on else 0
 
     def set_hooks(self, numbers):
         """The calls that are always handed to the handler."""
@@ -314,7 +346,12 @@ cdef class Engine:
                     if r == 2:
                         kind.hooked = 0
                     if umvm_route(&self.router, &kind, &q, &path):
-                        break
+                        if self.owned[q.data.nr] or not umvm_serve(&self.router, &kind, &q, &path, &v):
+                            break
+                        self.router.passed += 1
+                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
+                        umvm_conclude(fd, q.id, &v)
+                        continue
                     own = UMVM_PASS
                     value = error = 0
                     if self.owned[q.data.nr]:

@@ -45,29 +45,72 @@ static inline void umvm_forget_dirs(void)
     __atomic_store_n(&umvm_seen->since, umvm_now_ms() / UMVM_SEEN_UNIT + 2, __ATOMIC_RELAXED);
 }
 
-/* Would umvm_look_host answer without asking the kernel? */
-static inline int umvm_host_known(const struct umvm_walk *w)
+/* What the walk is at, as the host knows it: the path without suffix has `hash`, its directory `parent`. */
+struct umvm_host_place {
+    const char *path;
+    uint64_t hash, parent;
+    int in_proc; /* at or below /proc, which a bind mount shows */
+    char text[UMVM_PLACE_MAX + 4];
+};
+
+/* 0, or −ENAMETOOLONG. Only what a bind mount shows has another path than in the view. */
+static inline int umvm_host_place(const struct umvm_walk *w, struct umvm_host_place *p)
 {
-    return w->suffix != 1 && !(w->last && !w->suffix) && umvm_seen_dir(w->hash);
+    const struct umvm_mount *m = umvm_bind(w->view, w->in);
+    p->path = w->path;
+    p->hash = w->hash;
+    p->parent = w->parent;
+    p->in_proc = 0;
+    if (!m || w->mount != m->id)
+        return 0;
+    uint32_t n = m->source_len + (w->len - m->len), end = n - (uint32_t)w->suffix, last = end;
+    if (n >= UMVM_PLACE_MAX)
+        return -ENAMETOOLONG;
+    memcpy(p->text, m->source, m->source_len);
+    memcpy(p->text + m->source_len, w->path + m->len, w->len - m->len);
+    while (last && p->text[last - 1] != '/')
+        last--;
+    p->parent = umvm_hash(UMVM_HASH_START, p->text, last ? last - 1 : 0);
+    p->hash = umvm_hash(UMVM_HASH_START, p->text, end);
+    p->text[n] = 0;
+    if (n == 0)
+        memcpy(p->text, "/", 2);
+    p->path = p->text;
+    p->in_proc = n >= 5 && !memcmp(p->text, "/proc", 5) && (n == 5 || p->text[5] == '/');
+    return 0;
 }
 
-/* The look callback for mount UMVM_HOST. */
-static inline long umvm_look_host(struct umvm_walk *w)
+/* Would umvm_look_at answer without asking the kernel? */
+static inline int umvm_host_known(const struct umvm_walk *w, const struct umvm_host_place *p)
 {
-    if (umvm_host_known(w)) {
+    return w->suffix != 1 && !(w->last && !w->suffix) && umvm_seen_dir(p->hash);
+}
+
+/* What the look callback answers for a place on the host. */
+static inline long umvm_look_at(struct umvm_walk *w, const struct umvm_host_place *p)
+{
+    if (umvm_host_known(w, p)) {
         w->fresh = 0;
         return UMVM_IS_DIR;
     }
-    ssize_t n = readlink(w->path, w->link, UMVM_PATH_MAX);
+    ssize_t n = readlink(p->path, w->link, UMVM_PATH_MAX);
     int e = n < 0 ? errno : 0;
     if (w->suffix == 2 && e == EINVAL && w->fresh)
-        umvm_remember_dir(w->hash);
+        umvm_remember_dir(p->hash);
     if (!w->suffix && w->fresh && (e == 0 || e == EINVAL || e == ENOENT))
-        umvm_remember_dir(w->parent); /* it was found to be no link, and isn't a file either */
+        umvm_remember_dir(p->parent); /* it was found to be no link, and isn't a file either */
     if (!w->suffix && e)
         w->fresh = 1;
     if (e == EINVAL)
         return w->suffix ? UMVM_IS_DIR : UMVM_IS_SOME;
     return e ? -e : (size_t)n >= UMVM_PATH_MAX ? -ENAMETOOLONG : n;
+}
+
+/* The look callback for mount UMVM_HOST. */
+static inline long umvm_look_host(struct umvm_walk *w)
+{
+    struct umvm_host_place p;
+    int e = umvm_host_place(w, &p);
+    return e ? e : umvm_look_at(w, &p);
 }
 #endif

@@ -5,12 +5,10 @@
    Linux 6.x (link_path_walk, step_into, follow_dotdot, nd_jump_root, nd_jump_link). */
 #ifndef UMVM_PATHWALK_H
 #define UMVM_PATHWALK_H
+#include "view.h"
 #include <linux/errno.h>
-#include <stddef.h>
-#include <stdint.h>
 
 #define UMVM_PATH_MAX 4096u /* of a text, with the NUL */
-#define UMVM_PLACE_MAX 16384u /* of a canonical path: a long text may start deep in a mount */
 #define UMVM_NAME_MAX 255u
 #define UMVM_LINKS_MAX 40u
 #ifndef UMVM_REST_MAX
@@ -32,27 +30,6 @@ enum umvm_walk_flag {
 /* Answers of the callback besides −errno: the length of a link's target (maybe | UMVM_MAGIC), or */
 enum { UMVM_IS_DIR = -10001, UMVM_IS_OTHER = -10002, UMVM_IS_SOME = -10003 /* no link */ };
 #define UMVM_MAGIC 0x10000 /* a jump to `link` (canonical; empty: to the link itself), not a text */
-#define UMVM_BY_PATH 0xFFFFFFFFu
-
-enum { UMVM_HOST = 0, UMVM_PROC = 1 }; /* mount ids; all others are served */
-
-#define UMVM_NO_MOUNT 0xFFFFu /* an index: nothing is mounted there, so it is the host */
-
-struct umvm_mount {
-    const char *point; /* canonical, without a trailing slash: the root is empty */
-    uint32_t len, id;
-    uint64_t hash;
-    uint16_t parent;   /* index of the mount that it is mounted on */
-    uint16_t detached; /* lazily unmounted: not entered, and its root has no parent */
-};
-
-struct umvm_view {
-    const struct umvm_mount *mounts;
-    uint16_t *slots; /* hash table of points: index + 1 */
-    uint32_t count, mask;
-    const char *root;      /* nothing above it is reached */
-    uint32_t root_len;
-};
 
 struct umvm_walk {
     /* set by the caller */
@@ -64,7 +41,7 @@ struct umvm_walk {
     uint32_t mount, len;
     char path[UMVM_PLACE_MAX + 4]; /* with a NUL */
     int missing, slash, last_dot; /* last_dot: 1 ".", 2 ".." */
-    int served;                   /* the walk touched a served mount, or a virtual root */
+    int served;                   /* the kernel would not get there: a mount or virtual root was touched */
 
     /* for the callback */
     int last;                 /* the component is the last one */
@@ -76,6 +53,7 @@ struct umvm_walk {
     char link[UMVM_PATH_MAX]; /* target, without NUL */
 
     /* the walk's own */
+    const struct umvm_view *view;
     uint32_t flags, links, base_len, at;
     uint32_t in, base_in; /* indexes of `mount` and `base_mount` */
     int kind, root_known;
@@ -83,120 +61,10 @@ struct umvm_walk {
     char rest[UMVM_REST_MAX]; /* the text to be walked is at the end, from `at` */
 };
 
-#define UMVM_HASH_START 1469598103934665603ull
-static inline uint64_t umvm_hash(uint64_t h, const char *s, uint32_t n) /* FNV-1a */
+/* Is the walk at a file of the host? */
+static inline int umvm_on_host(const struct umvm_walk *w)
 {
-    for (uint32_t i = 0; i < n; i++)
-        h = (h ^ (unsigned char)s[i]) * 1099511628211ull;
-    return h;
-}
-
-static inline uint32_t umvm_slot(const struct umvm_view *v, uint64_t hash)
-{
-    return (uint32_t)(hash ^ hash >> 32) & v->mask;
-}
-
-/* Where the walk is when it comes to this path within mount `in`: in the topmost mount there, or still
-   in `in` (lookup_mnt: a mount hangs on a path of its parent, and the next one on its root). */
-static inline uint32_t umvm_cross(const struct umvm_view *v, uint32_t in, uint64_t hash, const char *path, uint32_t len)
-{
-    for (uint32_t i = umvm_slot(v, hash); v->slots[i];) {
-        const struct umvm_mount *m = &v->mounts[v->slots[i] - 1];
-        if (m->hash == hash && m->parent == in && m->len == len && !__builtin_memcmp(m->point, path, len)) {
-            in = v->slots[i] - 1u;
-            i = umvm_slot(v, hash);
-        } else
-            i = (i + 1) & v->mask;
-    }
-    return in;
-}
-
-/* The mount in which this path lies in the view; *hash: the path's. */
-static inline uint32_t umvm_place(const struct umvm_view *v, const char *path, uint32_t len, uint64_t *hash)
-{
-    uint64_t h = UMVM_HASH_START;
-    uint32_t in = umvm_cross(v, UMVM_NO_MOUNT, h, path, 0);
-    for (uint32_t i = 0; i < len;) {
-        uint32_t from = i++;
-        while (i < len && path[i] != '/')
-            i++;
-        h = umvm_hash(h, path + from, i - from);
-        in = umvm_cross(v, in, h, path, i);
-    }
-    *hash = h;
-    return in;
-}
-
-static inline uint32_t umvm_id(const struct umvm_view *v, uint32_t in)
-{
-    return in == UMVM_NO_MOUNT ? UMVM_HOST : v->mounts[in].id;
-}
-
-/* Is `inner` at or below `outer`? */
-static inline int umvm_below(const char *outer, uint32_t outer_len, const char *inner, uint32_t inner_len)
-{
-    return outer_len <= inner_len && !__builtin_memcmp(outer, inner, outer_len) &&
-           (outer_len == inner_len || inner[outer_len] == '/');
-}
-
-static inline uint32_t umvm_text_len(const char *s, uint32_t n) /* without trailing slashes */
-{
-    while (n && s[n - 1] == '/')
-        n--;
-    return n;
-}
-
-/* --- making a view --------------------------------------------------------------------------- */
-
-static inline uint32_t umvm_view_slots(uint32_t count)
-{
-    uint32_t n = 8;
-    while (n < 2 * count)
-        n *= 2;
-    return n;
-}
-
-/* Bytes that umvm_view_make needs for `count` mounts whose points have `text` bytes in all. */
-static inline size_t umvm_view_bytes(uint32_t count, size_t text)
-{
-    return sizeof(struct umvm_view) + count * sizeof(struct umvm_mount) + umvm_view_slots(count) * sizeof(uint16_t) + text;
-}
-
-/* Builds a view in zeroed memory of umvm_view_bytes, `root_len` included in `text`. Mounts are given
-   in the order they were made; from index `detached` on they are lazily unmounted ones. */
-static inline struct umvm_view *umvm_view_make(void *memory, const char *const *points, const uint32_t *lens, const uint32_t *ids,
-                                        uint32_t count, uint32_t detached, const char *root, uint32_t root_len)
-{
-    struct umvm_view *v = memory;
-    uint64_t hash;
-    struct umvm_mount *mounts = (struct umvm_mount *)(v + 1);
-    uint16_t *slots = (uint16_t *)(mounts + count);
-    char *text = (char *)(slots + umvm_view_slots(count));
-    v->mounts = mounts;
-    v->slots = slots;
-    v->count = count;
-    v->mask = umvm_view_slots(count) - 1;
-    v->root = text;
-    v->root_len = umvm_text_len(root, root_len);
-    __builtin_memcpy(text, root, v->root_len);
-    text += v->root_len;
-    for (uint32_t i = 0; i < count; i++) {
-        struct umvm_mount *m = &mounts[i];
-        m->len = umvm_text_len(points[i], lens[i]);
-        m->point = text;
-        __builtin_memcpy(text, points[i], m->len);
-        text += m->len;
-        m->id = ids[i];
-        m->detached = i >= detached;
-        m->parent = m->detached ? UMVM_NO_MOUNT : (uint16_t)umvm_place(v, m->point, m->len, &hash);
-        m->hash = m->detached ? 0 : hash;
-        uint32_t s = umvm_slot(v, m->hash);
-        while (slots[s])
-            s = (s + 1) & v->mask;
-        if (!m->detached)
-            slots[s] = (uint16_t)(i + 1);
-    }
-    return v;
+    return w->mount == UMVM_HOST || umvm_bind(w->view, w->in) != 0;
 }
 
 /* --- steps of a walk --------------------------------------------------------------------------- */
@@ -217,10 +85,12 @@ static inline uint32_t umvm_index(const struct umvm_view *v, uint32_t id, const 
 
 static inline int umvm_enter(const struct umvm_view *v, struct umvm_walk *w, uint32_t in)
 {
-    if (in != w->in && w->flags & UMVM_WALK_NO_XDEV)
+    if (in == w->in)
+        return 0;
+    if (w->flags & UMVM_WALK_NO_XDEV)
         return -EXDEV;
-    if (in != w->in)
-        w->mount = umvm_id(v, in);
+    w->served |= w->mount > UMVM_PROC; /* also where a bind mount is left */
+    w->mount = umvm_id(v, in);
     w->in = in;
     w->served |= w->mount > UMVM_PROC;
     return 0;
@@ -256,7 +126,7 @@ static inline int umvm_ask_dir(struct umvm_walk *w, int suffix)
     long r = UMVM_IS_DIR;
     if (w->kind == UMVM_IS_OTHER)
         return -ENOTDIR;
-    if (w->mount == UMVM_HOST || (suffix == 2 && w->flags & UMVM_WALK_SEARCH && w->mount > UMVM_PROC)) {
+    if (umvm_on_host(w) || (suffix == 2 && w->flags & UMVM_WALK_SEARCH && w->mount > UMVM_PROC)) {
         __builtin_memcpy(w->path + w->len, "/.", 3);
         w->path[w->len + suffix] = 0;
         w->suffix = suffix;
@@ -273,8 +143,10 @@ static inline int umvm_dot_dot(const struct umvm_view *v, struct umvm_walk *w)
 {
     const char *root = umvm_is_scoped(w) ? w->base : v->root;
     uint32_t root_len = umvm_is_scoped(w) ? w->base_len : v->root_len;
-    if (w->len == root_len && !__builtin_memcmp(w->path, root, root_len))
+    if (w->len == root_len && !__builtin_memcmp(w->path, root, root_len)) {
+        w->served |= !umvm_is_scoped(w) && root_len != 0;
         return w->flags & UMVM_WALK_BENEATH ? -EXDEV : 0;
+    }
     if (w->len == 0)
         return 0;
     uint32_t in = w->in;
@@ -323,7 +195,7 @@ static inline int umvm_component(const struct umvm_view *v, struct umvm_walk *w,
     uint32_t parent_len = w->len;
     if (w->kind == UMVM_IS_OTHER)
         return -ENOTDIR;
-    if (n > UMVM_NAME_MAX && w->mount != UMVM_HOST) {
+    if (n > UMVM_NAME_MAX && !umvm_on_host(w)) {
         int e = umvm_ask_dir(w, 2); /* who may not search the directory isn't told about names */
         return e ? e : -ENAMETOOLONG;
     }
@@ -339,7 +211,9 @@ static inline int umvm_component(const struct umvm_view *v, struct umvm_walk *w,
     if (in != w->in) {
         w->kind = UMVM_IS_DIR;
         w->fresh = 0;
-        return umvm_enter(v, w, in);
+        int e = umvm_enter(v, w, in);
+        int asks = w->last && w->slash && !(w->flags & UMVM_WALK_SLASH_OK) && umvm_bind(v, in);
+        return e == 0 && asks ? umvm_ask_dir(w, 1) : e; /* a file may be mounted on a file */
     }
     w->jump_mount = UMVM_BY_PATH;
     w->jump_kind = UMVM_IS_SOME;
@@ -390,6 +264,7 @@ static inline int umvm_walk(const struct umvm_view *v, struct umvm_walk *w, cons
                      uint32_t len, uint32_t flags)
 {
     int e = 0;
+    w->view = v;
     w->missing = w->slash = w->last_dot = w->served = w->suffix = w->fresh = w->last = 0;
     w->flags = flags;
     w->links = 0;
@@ -406,6 +281,7 @@ static inline int umvm_walk(const struct umvm_view *v, struct umvm_walk *w, cons
     if (path[0] == '/' && !umvm_is_scoped(w)) {
         w->in = umvm_to_root(v, w);
         w->mount = umvm_id(v, w->in);
+        w->served |= w->mount > UMVM_PROC;
     } else {
         w->base = base;
         w->base_len = umvm_text_len(base, base_len);
@@ -418,7 +294,7 @@ static inline int umvm_walk(const struct umvm_view *v, struct umvm_walk *w, cons
         w->kind = UMVM_IS_DIR;
         w->fresh = 1;
     }
-    w->served |= w->mount > UMVM_PROC;
+    w->served |= w->mount > UMVM_PROC && !(w->mount == umvm_id(v, w->in) && umvm_bind(v, w->in));
     w->at = UMVM_REST_MAX - len;
     __builtin_memcpy(w->rest + w->at, path, len);
     for (;;) {

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Self, final
 
 FOLLOW: Final = 1
@@ -10,6 +10,9 @@ NO_XDEV: Final = 32
 NO_MAGICLINKS: Final = 64
 SLASH_OK: Final = 128
 SEARCH: Final = 256
+BIND: Final = 1
+READ_ONLY: Final = 2
+AMBIGUOUS: Final = 4
 
 @final
 class Magic:
@@ -43,6 +46,7 @@ class View:
         points: Iterable[tuple[bytes, int]],
         root: bytes = b"/",
         detached: Iterable[tuple[bytes, int]] = (),
+        binds: Mapping[int, tuple[bytes, int]] = ...,
     ) -> Self: ...
     def walk(
         self,
@@ -52,6 +56,9 @@ class View:
         look: Callable[[int, bytes], bytes | int | Magic],
         base_mount: int = -1,
     ) -> Found: ...
+    def points(self) -> list[tuple[bytes, int]]: ...
+    def binds(self) -> int: ...
+    def shown(self, host: bytes, hint: int | None = None) -> tuple[bytes, int, int]: ...
 
 def forget() -> None: ...
 

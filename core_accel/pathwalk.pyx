@@ -15,8 +15,6 @@ cdef extern from "Python.h":
     void PyEval_RestoreThread(PyThreadState *) nogil
 
 cdef extern from "pathwalk.h":
-    struct umvm_view:
-        pass
     struct umvm_walk:
         long (*look)(umvm_walk *, uint32_t) noexcept nogil
         void *ctx
@@ -37,18 +35,30 @@ cdef extern from "pathwalk.h":
     umvm_view *umvm_view_make(void *memory, const char **points, const uint32_t *lens,
                               const uint32_t *ids, uint32_t count, uint32_t detached,
                               const char *root, uint32_t root_len) nogil
+    void umvm_view_bind(umvm_view *, uint32_t index, const char *source, uint32_t len,
+                        uint32_t flags) nogil
+    int umvm_shown(const umvm_view *, uint32_t hint, const char *host, uint32_t len, char *out,
+                   uint32_t *out_len, uint32_t *mount) nogil
+    uint32_t umvm_id(const umvm_view *, uint32_t mount) nogil
+    const int UMVM_PLACE_MAX
     int umvm_walk_path "umvm_walk"(const umvm_view *, umvm_walk *, const char *base,
                                    uint32_t base_len, const char *path, uint32_t len,
                                    uint32_t flags) nogil
 
 cdef extern from "hostlook.h":
-    long umvm_look_host(umvm_walk *) nogil
-    int umvm_host_known(const umvm_walk *) nogil
+    struct umvm_host_place:
+        const char *path
+        int in_proc
+    int umvm_host_place_of "umvm_host_place"(const umvm_walk *, umvm_host_place *) nogil
+    long umvm_look_at(umvm_walk *, const umvm_host_place *) nogil
+    int umvm_host_known(const umvm_walk *, const umvm_host_place *) nogil
+    int umvm_on_host(const umvm_walk *) nogil
     void umvm_forget_dirs() nogil
     void *umvm_seen
 
 FOLLOW, MISSING_OK, BENEATH, IN_ROOT, NO_SYMLINKS, NO_XDEV, NO_MAGICLINKS = 1, 2, 4, 8, 16, 32, 64
 SLASH_OK, SEARCH = 128, 256
+BIND, READ_ONLY, AMBIGUOUS = 1, 2, 4
 
 
 @cython.final
@@ -91,12 +101,12 @@ cdef struct Context:
     PyThreadState *saved  # not NULL: the GIL is released
 
 
-cdef long _ask(Context *c, umvm_walk *w, uint32_t mount) noexcept with gil:
+cdef long _ask(Context *c, umvm_walk *w, uint32_t mount, const char *there) noexcept with gil:
     cdef bytes target
     cdef Magic magic
     cdef long r
     try:
-        answer = (<object>c.look)(mount, w.path[:w.len])
+        answer = (<object>c.look)(mount, w.path[:w.len] if there is NULL else <bytes>there)
         if isinstance(answer, bytes):
             target = answer
             r = 0
@@ -139,28 +149,39 @@ cdef void _keep(Context *c, error):
 
 cdef long _look(umvm_walk *w, uint32_t mount) noexcept nogil:
     cdef Context *c = <Context *>w.ctx
-    if mount == 0:
-        if c.saved is NULL and not umvm_host_known(w):
-            c.saved = PyEval_SaveThread()  # the disk, or a network, may be slow
-        return umvm_look_host(w)
+    cdef umvm_host_place place
+    cdef const char *there = NULL
+    cdef int e
+    if umvm_on_host(w):
+        e = umvm_host_place_of(w, &place)
+        if e:
+            return e
+        if not place.in_proc:
+            if c.saved is NULL and not umvm_host_known(w, &place):
+                c.saved = PyEval_SaveThread()  # the disk, or a network, may be slow
+            return umvm_look_at(w, &place)
+        there = place.path
+        mount = 1
     if c.saved is not NULL:
         PyEval_RestoreThread(c.saved)
         c.saved = NULL
-    return _ask(c, w, mount)
+    return _ask(c, w, mount, there)
 
 
 @cython.final
 cdef class View:
     """The mounts of a VM as the walk sees them; never changes."""
-    cdef umvm_view *view
 
-    def __cinit__(self, points, bytes root not None=b"/", detached=()):
+    def __cinit__(self, points, bytes root not None=b"/", detached=(), binds={}):
         """``points``: (canonical path, id) in the order of mounting; of equal points the last wins.
 
         Id 0 is the host, 1 is /proc, others are served. ``root``: absolute paths start there and
-        nothing above is reached. ``detached``: mounts that are only reached from within.
+        nothing above is reached. ``detached``: mounts that are only reached from within. ``binds``:
+        id → (canonical path on the host that the mount shows, flags).
         """
-        cdef list mounts = [(bytes(point), int(ident)) for point, ident in points]
+        self.given = list(points)
+        self.sources = []
+        cdef list mounts = [(bytes(point), int(ident)) for point, ident in self.given]
         cdef Py_ssize_t attached = len(mounts), n, k
         cdef size_t text = len(root)
         mounts += [(bytes(point), int(ident)) for point, ident in detached]
@@ -191,6 +212,12 @@ cdef class View:
         free(ids)
         if self.view is NULL:
             raise MemoryError()
+        for k in range(n):
+            bind = binds.get(mounts[k][1])
+            if bind is not None:
+                source = <bytes>bind[0]
+                self.sources.append(source)
+                umvm_view_bind(self.view, k, PyBytes_AS_STRING(source), len(source), bind[1])
 
     def __dealloc__(self):
         free(self.view)
@@ -235,6 +262,29 @@ cdef class View:
         found.last_dot = w.last_dot
         found.crossed = w.served
         return found
+
+
+    def points(self):
+        """The mounts that it was made of: (path, id) in the order of mounting."""
+        return list(self.given)
+
+    def binds(self):
+        """How many of them are bind mounts."""
+        return len(self.sources)
+
+    def shown(self, bytes host not None, hint=None):
+        """Where the view shows the host's canonical path: (path, id of the mount, places).
+
+        ``hint``: id of the mount by which the file was reached. At how many places it can be seen
+        tells if that had to be guessed; 0: it can't be seen at all.
+        """
+        cdef char out[16384]
+        cdef uint32_t length, mount, h = UMVM_BY_PATH if hint is None else hint
+        cdef int places
+        if not host.startswith(b"/") or len(host) >= sizeof(out):
+            raise ValueError(f"not absolute, or too long: {host!r}")
+        places = umvm_shown(self.view, h, PyBytes_AS_STRING(host), len(host), out, &length, &mount)
+        return (out[:length] or b"/", umvm_id(self.view, mount), places)
 
 
 def forget():

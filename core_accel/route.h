@@ -5,14 +5,18 @@
    the host) are the kernel's. */
 #ifndef UMVM_ROUTE_H
 #define UMVM_ROUTE_H
+#include "agent/layout.h"
 #include "hostlook.h"
 #include "kernel.h"
 #include "pathwalk.h"
 #include <linux/fs.h>
 #include <linux/loop.h>
+#include <sys/resource.h>
 
 struct umvm_call_kind {
-    uint8_t always; /* 1: always ours · 2: ours while anything is served · 3: if the frame shows an interrupted call */
+    /* 1: always ours · 2: ours while anything is served · 3: if the frame shows an interrupted call ·
+       4: while a view isn't the host's · 5: if it is about RLIMIT_LOCKS, which holds the marks */
+    uint8_t always;
     uint8_t hooked;
     int8_t fd;       /* index of the descriptor argument, or −1 */
     int8_t path[2];  /* indexes of path arguments, or −1 */
@@ -20,7 +24,9 @@ struct umvm_call_kind {
 };
 
 struct umvm_table {
-    struct umvm_view *view;
+    struct umvm_view *view;   /* that of processes without a mark */
+    struct umvm_view **views; /* all, if there are several; they aren't the table's */
+    int count;
     struct umvm_table *older; /* replaced, but a walk may still be in it */
 };
 
@@ -29,9 +35,19 @@ struct umvm_path { /* a path that was read from a guest, for who has to look at 
     long size; /* without its NUL; 0: none was read */
     char text[UMVM_PATH_MAX];
 };
+/* Processes carry the number of a record (umvm/guest/marks.py). What it says about paths: */
+struct umvm_record {
+    uint32_t view; /* index of its view */
+    uint32_t cwd;  /* the mount by which it came to its working directory */
+};
+#define UMVM_RLIMIT_MARK 10 /* RLIMIT_LOCKS */
 
 struct umvm_router {
-    int mounts;      /* served mounts */
+    int mounts;      /* mounts, and views beside the host's */
+    int redirected;  /* bind mounts, and such views */
+    int read_only;   /* bind mounts that are read-only */
+    int answers;     /* all guests may do on the host what we may: serve.h can answer for it */
+    struct umvm_record *records;
     int descriptors; /* open served descriptors */
     int virtual_cwd; /* a process may stand in a served directory */
     uint64_t claimed, passed;
@@ -69,6 +85,7 @@ static int umvm_route_set_view(struct umvm_router *r, const char *const *points,
     t->older = r->table;
     __atomic_store_n(&r->table, t, __ATOMIC_SEQ_CST);
     r->mounts = served;
+    r->redirected = r->read_only = 0;
     if (__atomic_load_n(&r->readers, __ATOMIC_SEQ_CST) == 0)
         while (t->older) { /* who starts to read now finds the new one */
             struct umvm_table *old = t->older;
@@ -76,6 +93,73 @@ static int umvm_route_set_view(struct umvm_router *r, const char *const *points,
             free(old);
         }
     return 0;
+}
+
+/* Several views; the first is that of processes without a mark. They stay the caller's, until 1 is returned
+   the replaced ones too. −ENOMEM. */
+static int umvm_route_set_views(struct umvm_router *r, struct umvm_view *const *views, int count)
+{
+    struct umvm_table *t = calloc(1, sizeof *t + count * sizeof *views);
+    if (!r->records)
+        r->records = calloc(UMVM_RECORDS, sizeof *r->records);
+    if (!t || !r->records) {
+        free(t);
+        return -ENOMEM;
+    }
+    int mounts = count - 1, redirected = count - 1, read_only = 0;
+    t->views = (struct umvm_view **)(t + 1);
+    t->count = count;
+    for (int i = 0; i < count; i++) {
+        const struct umvm_view *v = views[i];
+        t->views[i] = views[i];
+        redirected += v->binds;
+        for (uint32_t m = 0; m < v->count; m++) {
+            mounts += v->mounts[m].id > UMVM_PROC;
+            read_only += v->mounts[m].flags & UMVM_READ_ONLY ? 1 : 0;
+        }
+    }
+    t->view = views[0];
+    t->older = r->table;
+    if (mounts > r->mounts)
+        r->mounts = mounts; /* who reads meanwhile claims too much, never too little */
+    if (redirected > r->redirected)
+        r->redirected = redirected;
+    if (read_only > r->read_only)
+        r->read_only = read_only;
+    __atomic_store_n(&r->table, t, __ATOMIC_SEQ_CST);
+    r->mounts = mounts;
+    r->redirected = redirected;
+    r->read_only = read_only;
+    if (__atomic_load_n(&r->readers, __ATOMIC_SEQ_CST))
+        return 0;
+    while (t->older) {
+        struct umvm_table *old = t->older;
+        t->older = old->older;
+        free(old);
+    }
+    return 1;
+}
+
+static void umvm_route_set_record(struct umvm_router *r, uint32_t number, uint32_t view, uint32_t cwd)
+{
+    if (r->records && number < UMVM_RECORDS)
+        r->records[number] = (struct umvm_record){view, cwd};
+}
+
+/* The view of a process, and by which mount it came to its working directory. NULL: not known. */
+static const struct umvm_view *umvm_view_of(const struct umvm_router *r, const struct umvm_table *t, int tid, uint32_t *cwd)
+{
+    struct rlimit mark = {0, 0};
+    *cwd = UMVM_HOST;
+    if (!r->redirected || !t->views)
+        return t->view;
+    if (syscall(SYS_prlimit64, tid, UMVM_RLIMIT_MARK, NULL, &mark) < 0)
+        return NULL;
+    if (mark.rlim_cur < UMVM_MARKED || mark.rlim_cur - UMVM_MARKED >= UMVM_RECORDS)
+        return t->view;
+    const struct umvm_record *record = &r->records[mark.rlim_cur - UMVM_MARKED];
+    *cwd = record->cwd;
+    return record->view < (uint32_t)t->count ? t->views[record->view] : NULL;
 }
 
 /* Links in /proc/TID/fd and /proc/TID/cwd that begin with `prefix` (under 256 bytes) are ours. */
@@ -177,12 +261,20 @@ struct umvm_looked {
 /* The walk's look callback: anything but the host, and harmless files of /proc, ends the walk. */
 static long umvm_route_look(struct umvm_walk *w, uint32_t mount)
 {
-    if (mount == UMVM_HOST)
-        return umvm_look_host(w);
     struct umvm_looked *l = w->ctx;
-    if (mount == UMVM_PROC && w->len > 6 && !memcmp(w->path, "/proc/", 6) && !umvm_proc_ours(w->path + 6, w->len - 6) &&
-        !umvm_last_named(l->router, w->path, w->len))
+    struct umvm_host_place p = {.path = w->path};
+    if (umvm_on_host(w)) {
+        int e = umvm_host_place(w, &p);
+        if (e || !p.in_proc)
+            return e ? e : umvm_look_at(w, &p);
+        mount = UMVM_PROC;
+    }
+    size_t n = mount == UMVM_PROC ? strlen(p.path) : 0;
+    if (n > 6 && !memcmp(p.path, "/proc/", 6) && !umvm_proc_ours(p.path + 6, n - 6) &&
+        !umvm_last_named(l->router, p.path, n))
         return UMVM_IS_DIR; /* the kernel knows if it exists; "self" needn't be followed for this */
+    if (n == 5)
+        return UMVM_IS_DIR;
     l->claimed = 1;
     return -EXDEV;
 }
@@ -215,9 +307,47 @@ static int umvm_route_fd(const struct umvm_router *r, int tid, int fd)
     return fd >= 0 && umvm_is_ours(r, link, umvm_proc_link(tid, 0, fd, link));
 }
 
-/* `dirfd`: AT_FDCWD where the call has none. */
-static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int dirfd, struct umvm_path *got)
+/* Calls that leave what a path leads to as it is. */
+static int umvm_only_reads(int nr)
 {
+    static const short calls[] = {
+        SYS_stat, SYS_lstat, SYS_newfstatat, SYS_statx, SYS_readlink, SYS_readlinkat, SYS_getxattr, SYS_lgetxattr,
+        SYS_listxattr, SYS_llistxattr, SYS_inotify_add_watch, SYS_name_to_handle_at, 464 /* getxattrat */,
+        465 /* listxattrat */, 468 /* file_getattr */};
+    for (unsigned i = 0; i < sizeof calls / sizeof *calls; i++)
+        if (calls[i] == nr)
+            return 1;
+    return 0;
+}
+
+static int umvm_opens(const struct seccomp_notif *q, uint64_t *flags)
+{
+    *flags = q->data.nr == SYS_open ? q->data.args[1] : q->data.nr == SYS_openat ? q->data.args[2] : O_CREAT;
+    return q->data.nr == SYS_open || q->data.nr == SYS_openat || q->data.nr == SYS_creat || q->data.nr == 437;
+}
+
+/* Is a call on a file that a bind mount shows ours, although the kernel would find the file? */
+static int umvm_is_minded(const struct umvm_mount *m, const struct seccomp_notif *q)
+{
+    uint64_t flags;
+    int opens = umvm_opens(q, &flags);
+    if (opens && m->flags & UMVM_AMBIGUOUS)
+        return 1;
+    return m->flags & UMVM_READ_ONLY && !umvm_only_reads(q->data.nr) &&
+           !(opens && !(flags & (O_ACCMODE | O_CREAT | O_TRUNC | O_TMPFILE)));
+}
+
+/* Calls that change a file by its descriptor, though it wasn't opened for writing. */
+static int umvm_changes_by_fd(int nr)
+{
+    return nr == SYS_fchmod || nr == SYS_fchown || nr == SYS_fsetxattr || nr == SYS_fremovexattr || nr == SYS_ioctl;
+}
+
+/* `dirfd`: AT_FDCWD where the call has none. */
+static int umvm_route_path(struct umvm_router *r, const struct seccomp_notif *q, uint64_t addr, int dirfd,
+                           struct umvm_path *got)
+{
+    int tid = q->pid;
     static const char deleted[] = " (deleted)";
     char base[UMVM_PATH_MAX], *path = got->text;
     long n = addr ? umvm_string(tid, path, addr, sizeof got->text) : 0, b = 1;
@@ -232,22 +362,42 @@ static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int di
         b = dirfd == AT_FDCWD ? umvm_proc_link(tid, "cwd", -1, base) : umvm_proc_link(tid, 0, dirfd, base);
         if (umvm_is_ours(r, base, b) || b == -EACCES)
             return 1;
+        if (n == 0 && r->read_only && !umvm_only_reads(q->data.nr))
+            return 1;
         if (b <= 0 || base[0] != '/' || n == 0)
             return 0;
         if (b > (long)sizeof deleted && !memcmp(base + b - (sizeof deleted - 1), deleted, sizeof deleted - 1))
-            return 0; /* a directory that was removed, on the host */
+            return r->redirected > 0; /* a directory that was removed, on the host */
     }
     struct umvm_walk w;
     struct umvm_looked looked = {0, r};
+    char shown[UMVM_PLACE_MAX];
+    const char *from = base;
+    uint32_t length = b, cwd, in;
+    int claimed = 0;
     w.look = umvm_route_look;
     w.ctx = &looked;
     w.base_mount = UMVM_BY_PATH;
     __atomic_add_fetch(&r->readers, 1, __ATOMIC_SEQ_CST);
     struct umvm_table *t = __atomic_load_n(&r->table, __ATOMIC_SEQ_CST);
-    if (t)
-        umvm_walk(t->view, &w, base, b, path, n, UMVM_WALK_FOLLOW | UMVM_WALK_MISSING_OK);
+    const struct umvm_view *v = t ? umvm_view_of(r, t, tid, &cwd) : NULL;
+    if (!v)
+        claimed = t != NULL;
+    else {
+        if (v->binds && path[0] != '/') {
+            int guessed = umvm_shown(v, dirfd == AT_FDCWD ? cwd : UMVM_BY_PATH, base, b, shown, &length, &in) != 1;
+            claimed = guessed && dirfd != AT_FDCWD;
+            w.base_mount = umvm_id(v, in);
+            from = shown;
+        }
+        if (!claimed && umvm_walk(v, &w, from, length, path, n, UMVM_WALK_FOLLOW | UMVM_WALK_MISSING_OK) == 0) {
+            const struct umvm_mount *m = umvm_bind(v, w.in);
+            claimed |= m && umvm_is_minded(m, q);
+        }
+        claimed = claimed || w.served;
+    }
     __atomic_sub_fetch(&r->readers, 1, __ATOMIC_SEQ_CST);
-    return looked.claimed || (t && w.served);
+    return claimed || looked.claimed;
 }
 
 /* ioctl commands whose third argument names another descriptor, that of a file to read. */
@@ -282,9 +432,13 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 1;
     if (k->always == 3)
         return umvm_interrupted(q->pid);
+    if (k->always == 5)
+        return a[q->data.nr == SYS_prlimit64] == UMVM_RLIMIT_MARK;
     if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q, got->text))
         return 0;
-    if (k->always == 2)
+    if (k->always == 2 || (k->always == 4 && r->redirected))
+        return 1;
+    if (r->read_only && umvm_changes_by_fd(q->data.nr))
         return 1;
     if (q->data.nr == SYS_ioctl && umvm_names_another((uint32_t)a[1]))
         return 1;
@@ -292,7 +446,7 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
         return 1;
     for (int i = 0; i < 2; i++)
         if (k->path[i] >= 0 &&
-            umvm_route_path(r, q->pid, a[(int)k->path[i]], k->dirfd[i] >= 0 ? (int)a[(int)k->dirfd[i]] : AT_FDCWD, got))
+            umvm_route_path(r, q, a[(int)k->path[i]], k->dirfd[i] >= 0 ? (int)a[(int)k->dirfd[i]] : AT_FDCWD, got))
             return 1;
     if (umvm_moves_dirs(q->data.nr))
         umvm_forget_dirs();

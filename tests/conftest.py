@@ -25,7 +25,7 @@ from harness import (
 from same import Same
 from vfs_oracle import Oracle
 
-pytest_plugins = ["agent_fixtures"]
+pytest_plugins = ["agent_fixtures", "views_fixtures"]
 
 _serial = itertools.count(1)
 _PROBLEM = re.compile(r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*$|^Traceback .*$", re.MULTILINE)

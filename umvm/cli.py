@@ -241,26 +241,34 @@ def lsmod(vm_name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("-t", "--type", "fstype", required=True, help="File system type.")
+@click.option("-t", "--type", "fstype", help="File system type.")
+@click.option("--bind", is_flag=True, help="Show the host's SOURCE at TARGET too (-t bind).")
 @click.option("-o", "--options", multiple=True, metavar="a=b,c", help="Options of the mount.")
 @_vm_option
 @click.argument("source")
 @click.argument("target")
 def mount(
-    fstype: str, options: tuple[str, ...], vm_name: str | None, source: str, target: str
-) -> None:
+    fstype: str | None, bind: bool, options: tuple[str, ...], vm_name: str | None, source: str,
+    target: str,
+) -> None:  # fmt: skip
     """Mount SOURCE on TARGET in the VM; a module that has the type is loaded if need be."""
     from umvm import specs
 
     settings: dict[str, str] = {}
     for text in options:
         settings |= specs.parse_options(text)
+    if bind and fstype not in (None, "bind"):
+        raise UsageError("--bind and --type exclude each other")
+    if not bind and fstype is None:
+        raise UsageError("what kind of mount? Give --type TYPE or --bind")
     cwd = os.getcwd()
     _call(
         vm_name,
         "mount",
-        type=fstype,
-        source=specs.absolute_source(source),
+        type="bind" if bind else fstype,
+        source=specs.absolute_source(source)
+        if fstype != "bind" and not bind
+        else os.path.join(cwd, source),
         target=os.path.join(cwd, target),
         options=settings,
         cwd=cwd,

@@ -40,6 +40,9 @@ def run(
     name: str | None = None,
     modules: Sequence[str] = (),
     mounts: Sequence[str] = (),
+    root: str | None = None,
+    binds: Sequence[str] = (),
+    bind_system: bool = False,
     kill_on_exit: bool = False,
     verbose: int = 0,
     chdir: str | None = None,
@@ -53,7 +56,12 @@ def run(
     `identity`: options of the module `ident`, which is then loaded.
     """
     if is_guest():
-        raise UmvmError("already inside a VM: nested VMs are not supported")
+        from umvm import nested
+
+        return nested.run(
+            command, name=name, modules=modules, mounts=mounts, root=root, binds=binds,
+            bind_system=bind_system, kill_on_exit=kill_on_exit, chdir=chdir, env=env or {},
+        )  # fmt: skip
     _set_up_logging(verbose, log_file)
     ignored = _ignored_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -62,6 +70,7 @@ def run(
     from umvm.control.protocol import socket_path
     from umvm.control.server import Server
     from umvm.control.verbs import dispatch
+    from umvm.guest import roots
     from umvm.vm import VirtualMachine
 
     name = name or f"vm{os.getpid()}"
@@ -79,11 +88,16 @@ def run(
                 mount = specs.parse_mount(text)
                 target = os.fsencode(os.path.abspath(mount.target))
                 vm.mount(mount.fstype, mount.source, target, mount.options)
+            space = roots.prepare(vm, root, [specs.parse_bind(text) for text in binds], bind_system)
+            vm.spaces.main = space
+            if root is not None:
+                chdir = roots.first_directory(vm, space, chdir, os.getcwd())
             sys.stdout.flush()
             launched = _spawn(
                 command, vm.guest_environment(str(path), env or {}), ignored, files, chdir, vm.init,
                 vm.engine_name, vm.first,
             )  # fmt: skip
+            vm.spaces.enter(launched.pid, space)
             vm.add_guests(launched.listener, launched.pid)
             threading.Thread(target=_pass_signals_on, args=(vm,), daemon=True).start()
             error = launched.go()
@@ -192,7 +206,7 @@ def enter(name: str | None, command: Sequence[str]) -> int:
     ignored = _ignored_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     launched = _spawn(
-        command, env, ignored, (0, 0), None, None,
+        command, env, ignored, (0, 0), info.get("directory"), None,
         info.get("engine", "notify"),
     )  # fmt: skip
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

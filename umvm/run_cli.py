@@ -33,6 +33,11 @@ OPTIONS = (
     Option(("--mount",), "mounts", MANY, "TYPE:SOURCE:TARGET[:opts]", "Mount first."),
     Option(("--user",), "user", ONE, "USER[:GROUP]", "Be that user inside: names or numbers."),
     Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
+    Option(("--root",), "root", ONE, "DIR", "CMD and its children see DIR as /."),
+    Option(("--bind",), "binds", MANY, "SRC[:DST[:ro]]", "Show SRC of the host at DST."),
+    Option(
+        ("--bind-system",), "bind_system", FLAG, "", "Bind /dev, /proc, /sys, /tmp, resolv.conf…"
+    ),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (auto)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
     Option(("--load",), "load", ONE, "FILE", "--fakeroot: read owners from FILE first."),
@@ -53,7 +58,7 @@ OPTIONS = (
         "--fakeroot: what means nothing in a VM seems to succeed.",
     ),
     Option(("--kill-on-exit",), "kill_on_exit", FLAG, "", "End all processes with the first one."),
-    Option(("-C", "--chdir"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
+    Option(("-C", "--chdir", "--cwd"), "chdir", ONE, "DIR", "Run CMD in DIR, after mounting."),
     Option(("-e", "--env"), "env", MANY, "NAME=VALUE", "Set a variable for CMD."),
     Option(("--config",), "config", ONE, "FILE", "Read settings from a TOML file."),
     Option(("--profile",), "profile", ONE, "NAME", "Read NAME.toml of your settings directory."),
@@ -68,6 +73,8 @@ SETTINGS = {
     "name": str,
     "modules": list,
     "mounts": list,
+    "root": str,
+    "binds": list,
     "kill_on_exit": bool,
     "env": dict,
     "engine": str,
@@ -115,6 +122,9 @@ def run(
     profile: str | None,
     verbose: int,
     log: str | None,
+    root: str | None = None,
+    binds: Sequence[str] = (),
+    bind_system: bool = False,
     engine: str | None = None,
     user: str | None = None,
     caps: str | None = None,
@@ -146,6 +156,12 @@ def run(
     user = settings.get("user") if user is None else user
     caps = settings.get("caps") if caps is None else caps
     all_mounts = [*settings.get("mounts", ()), *mounts]
+    root = root or settings.get("root")
+    all_binds = [*settings.get("binds", ()), *binds]
+    for text in all_binds:
+        specs.parse_bind(text)
+    if bind_system and root is None:
+        raise UsageError("--bind-system is for a root of its own (--root)")
     if name is not None:
         specs.check_name(name)
     for text in all_modules:
@@ -176,6 +192,9 @@ def run(
             name=name,
             modules=all_modules,
             mounts=all_mounts,
+            root=root,
+            binds=all_binds,
+            bind_system=bind_system,
             kill_on_exit=bool(kill_on_exit or settings.get("kill_on_exit", False)),
             verbose=verbose,
             chdir=chdir,

@@ -59,6 +59,25 @@ def parse_mount(text: str) -> MountSpec:
     return MountSpec(fields[0], absolute_source(fields[1]), target, options)
 
 
+class BindSpec(NamedTuple):
+    """`SRC[:DST[:opts]]` taken apart: absolute paths, DST as seen from the root of the guests."""
+
+    source: str
+    target: str
+    options: dict[str, str]
+
+
+def parse_bind(text: str) -> BindSpec:
+    """Parse `SRC[:DST[:opts]]`; DST is SRC by default, both from the working directory."""
+    fields = _split(text, ":", 2)
+    source = os.path.join(os.getcwd(), fields[0])
+    target = fields[1] if len(fields) > 1 and fields[1] else source
+    options = parse_options(fields[2]) if len(fields) > 2 else {}
+    if not fields[0] or set(options) - {"ro", "rw"}:
+        raise UsageError(f"bad bind mount {text!r}: expected SRC[:DST[:ro]]")
+    return BindSpec(source, os.path.join(os.getcwd(), target), options)
+
+
 def is_path(spec: str) -> bool:
     """Tell a module given by file from one given by name."""
     return "/" in spec or spec.endswith(".py")

@@ -18,16 +18,17 @@ from core_accel.request import Reply, Request
 from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
-from umvm.guest import procidentity
+from umvm.guest import bound, procidentity
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
 from umvm.guest.images import Images
 from umvm.guest.marks import Marks
-from umvm.guest.mounts import FOLLOW, Mount, MountTable
+from umvm.guest.mounts import FOLLOW, MISSING_OK, Mount, MountTable
 from umvm.guest.proc import Proc
 from umvm.guest.process import Processes, descendants, status
 from umvm.guest.shadow import Shadow
+from umvm.guest.spaces import DELETED, Space, Spaces
 from umvm.guest.specials import Specials
 from umvm.interfaces.filesystem import Caller, FileSystem, set_caller
 from umvm.interfaces.identity import Identity
@@ -47,6 +48,7 @@ GENERIC = frozenset(
 )
 """Mount options that the VM itself takes; the rest goes to the file system."""
 SHUTDOWN_WAIT = 10.0
+SUN_PATH = 108
 
 
 class VirtualMachine:
@@ -77,14 +79,19 @@ class VirtualMachine:
         self.init = Init()
         self.shadow = Shadow(name)
         self.procs = Processes(self.creds)
-        self.mount_table = MountTable()
+        self.mount_table = MountTable(None, name)
+        self.spaces = Spaces(self.marks, self.mount_table)
         self.files = Files(self.shadow, self.state_changed, self.released)
         self.specials = Specials(self.shadow, self.state_changed)
         self.images = Images(self.shadow)
+        self.spaces.real = self.images.real
+        self.spaces.members = self.guest_pids
         self.proc = Proc(self)
         self.engine = self._make_engine(engine)
         self.engine_name = "notify" if isinstance(self.engine, Engine) else "agent"
         self.engine.set_shadow(self.shadow.path + b"/")
+        self.spaces.set_engine(self.engine)
+        self.engine.set_answers(same_rights(os.getpid()))
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
@@ -122,7 +129,7 @@ class VirtualMachine:
 
     def state_changed(self) -> None:
         """Tell the engine how much is served, so that it knows what it needn't look at."""
-        served = len(self.mount_table.all)
+        served = sum(len(table.all) for table in self.spaces.tables())
         opened = len(self.files)
         self.engine.set_state(opened + len(self.specials), 1 if served or opened else 0)
 
@@ -193,7 +200,12 @@ class VirtualMachine:
             for fd in fds:
                 os.close(fd)
             raise NotFound("the VM is ending")
-        self.add_guests(fds[0], int(args.get("pid", 0)))
+        pid = int(args.get("pid", 0))
+        if not same_rights(pid):
+            self.engine.set_answers(False)
+        if self.spaces.main is not self.spaces.first:
+            self.spaces.enter(pid, self.spaces.main)
+        self.add_guests(fds[0], pid)
         for fd in fds[1:]:
             os.close(fd)
         return {"pid": os.getpid()}
@@ -208,12 +220,16 @@ class VirtualMachine:
         """The guests' process ids, as far as they can be found from the roots and our children."""
         return [pid for pid in descendants([os.getpid(), *self.roots]) if _is_guest(pid)]
 
-    def processes(self) -> list[dict[str, Any]]:
-        """Describe the guests, for `umvm ps`."""
+    def processes(self, table: MountTable | None = None) -> list[dict[str, Any]]:
+        """Describe the guests, or those with a table of mounts, for `umvm ps`."""
         rows: list[dict[str, Any]] = []
         for pid in self.guest_pids():
             try:
                 fields = status(pid)
+                space = self.spaces.of(pid)
+                if table is not None and space.table is not table:
+                    continue
+                cwd = self.shown(self.procs.cwd_link(pid), space, self.spaces.cwd_mount(pid))
                 rows.append(
                     {
                         "pid": pid,
@@ -221,7 +237,7 @@ class VirtualMachine:
                         "uid": self._uid(pid, fields),
                         "state": fields[b"State"][:1].decode(),
                         "comm": os.fsdecode(fields[b"Name"]),
-                        "cwd": os.fsdecode(self.shown(self.procs.cwd_link(pid))),
+                        "cwd": os.fsdecode(cwd),
                     }
                 )
             except (OSError, KeyError):
@@ -236,13 +252,32 @@ class VirtualMachine:
         """What a link into the shadow directory stands for (mount, path, deleted), or None."""
         return self.files.named(link) or self.images.named(link) or self.specials.named(link)
 
-    def shown(self, link: bytes) -> bytes:
-        """A path as the guest sees it: a placeholder's link becomes the served path."""
+    def shown(self, link: bytes, space: Space | None = None, hint: int | None = None) -> bytes:
+        """A path as the guest sees it: a placeholder's link becomes the served path.
+
+        `space`: as it is seen from its root; `hint`: the mount by which it was reached.
+        """
         named = self.named(link)
         if named is None:
-            return link
-        path: bytes = named.mount.outside(named.path)
-        return path + b" (deleted)" if named.deleted else path
+            link = self.images.real(link)
+            if space is None or space.plain or not link.startswith(b"/"):
+                return link
+            path, deleted = link, b""
+            if link.endswith(DELETED) and not os.path.lexists(link):
+                path, deleted = link[: -len(DELETED)], DELETED
+            return space.label(space.view.shown(path, hint)[0]) + deleted
+        path = named.mount.outside(named.path)
+        if space is not None:
+            path = space.label(path)
+        return path + DELETED if named.deleted else path
+
+    def short_path(self, path: bytes) -> bytes:
+        """A path on the host, or one with a link in it that fits into a socket's address."""
+        return path if len(path) < SUN_PATH else self.shadow.shortened(path)
+
+    def long_path(self, path: bytes) -> bytes:
+        """What `short_path` shortened."""
+        return self.shadow.whole(path)
 
     def first(self, paths: list[bytes]) -> list[bytes]:
         """The files that the first guest is to try to execute; `paths`: those of execvp(3)."""
@@ -252,8 +287,13 @@ class VirtualMachine:
 
     # --- mounts ----------------------------------------------------------------------------------
 
-    def mount(self, fstype: str, source: str, target: bytes, options: dict[str, str]) -> Mount:
+    def mount(
+        self, fstype: str, source: str, target: bytes, options: dict[str, str],
+        space: Space | None = None,
+    ) -> Mount:  # fmt: skip
         """Mount a file system by its type. NotFound: unknown type; OSError: refused."""
+        if fstype == "bind":
+            return bound.bind(self, os.fsencode(source), target, options, space)
         module, factory = self.manager.filesystem(fstype)
         own = {key: value for key, value in options.items() if key not in GENERIC}
         _act_as_supervisor()
@@ -263,83 +303,112 @@ class VirtualMachine:
             raise
         except (ValueError, TypeError, KeyError) as error:
             raise UmvmError(f"{fstype}: {error}") from error
-        return self.mount_object(fs, fstype, source, target, options, module)
+        return self.mount_object(fs, fstype, source, target, options, module, space)
+
+    def host_source(self, source: str, space: Space) -> str:
+        """The path on the host of a mount's source that a guest names; others as they are."""
+        try:
+            found = self.walk(os.fsencode(source), space)
+        except OSError:
+            return source
+        return source if found.mount is not None else os.fsdecode(found.host)
 
     def mount_object(
         self, fs: FileSystem, fstype: str, source: str, target: bytes,
-        options: dict[str, str], module: str,
+        options: dict[str, str], module: str, space: Space | None = None,
     ) -> Mount:  # fmt: skip
         """Mount a ready file system object on a path of the view, which must exist."""
         _act_as_supervisor()
         fs.init()
         try:
-            return self._add_mount(fs, fstype, source, target, options, module)
+            return self.add_mount(fs, fstype, source, target, options, module, space)
         except BaseException:
             fs.destroy()
             raise
 
-    def _add_mount(
+    def add_mount(
         self, fs: FileSystem, fstype: str, source: str, target: bytes,
-        options: dict[str, str], module: str,
+        options: dict[str, str], module: str, space: Space | None, bind: bytes | None = None,
+        missing: bool = False,
     ) -> Mount:  # fmt: skip
         with self._lock:
-            point, directory = self._mount_point(target)
+            point, directory = self._mount_point(target, space, missing)
+            if missing:
+                directory = stat.S_ISDIR(fs.getattr(b"/").mode)
             if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
-                number = errno.EISDIR if directory else errno.ENOTDIR
+                number = errno.EISDIR if directory and bind is None else errno.ENOTDIR
                 raise OSError(number, os.strerror(number), os.fsdecode(target))
             ident = self.mount_table.next_id()
             mount = Mount(ident, point, fs, fstype, source, dict(options), module)
             mount.read_only = "ro" in options
-            self.mount_table.add(mount)
+            mount.bind, mount.glue = bind, missing
+            (space or self.spaces.first).table.add(mount)
             self._commit_mounts()
         log.info("%s mounted on %s", fstype, os.fsdecode(point))
         return mount
 
-    def _mount_point(self, target: bytes) -> tuple[bytes, bool]:
+    def _mount_point(self, target: bytes, space: Space | None, missing: bool) -> tuple[bytes, bool]:
         try:
-            where = self.walk(target)
+            where = self.walk(target, space, missing)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
+        if where.missing:
+            return where.path, False
         if where.mount is not None:
             mode = (where.attr or where.mount.fs.getattr(where.inside)).mode
         else:
-            mode = os.stat(where.path).st_mode
+            mode = os.stat(where.host).st_mode
         return where.path, stat.S_ISDIR(mode)
 
-    def walk(self, path: bytes) -> Any:
-        """Where an absolute path leads in the view."""
-        pid = os.getpid()
-        return self.mount_table.walk(pid, pid, b"/", path, FOLLOW, self)
+    def walk(self, path: bytes, space: Space | None = None, missing: bool = False) -> Any:
+        """Where an absolute path leads in the view, or in that of a space."""
+        pid, space = os.getpid(), space or self.spaces.first
+        flags = FOLLOW | MISSING_OK if missing else FOLLOW
+        return space.table.walk(
+            pid, pid, b"/", path, flags, self, -1, None, space, self.spaces
+        )  # fmt: skip
 
-    def umount(self, target: bytes, force: bool = False, lazy: bool = False) -> None:
+    def umount(
+        self, target: bytes, force: bool = False, lazy: bool = False, space: Space | None = None
+    ) -> None:
         """Remove the topmost mount on `target`. NotFound: none; Busy: in use, and not forced."""
         self.files.drain()
+        space = space or self.spaces.first
         with self._lock:
             try:
-                where = self.walk(target)
+                where = self.walk(target, space)
                 point = where.path
             except OSError:
-                point = os.path.normpath(target)  # a broken file system must still come off
-            mount = self.mount_table.at(point)
+                # a broken file system must still come off
+                point = space.outer(os.path.normpath(target))
+            mount = space.table.at(point)
             if mount is None:
                 raise NotFound(f"{os.fsdecode(target)}: not mounted")
-            self.remove(mount, force, lazy)
+            self.remove(mount, force, lazy, space.table)
 
-    def remove(self, mount: Mount, force: bool = False, lazy: bool = False) -> None:
-        """Take a mount out of the view. Busy: files are open, it is a cwd, or it has mounts."""
+    def remove(
+        self, mount: Mount, force: bool = False, lazy: bool = False, table: MountTable | None = None
+    ) -> None:
+        """Take a mount out of a view (None: out of all). Busy: files are open, it is a working
+        directory, or it has mounts."""
         point = os.fsdecode(mount.point)
         with self._lock:
+            tables = [table] if table else [t for t in self.spaces.tables() if mount in t.all]
+            last = not any(mount in t.all for t in self.spaces.tables() if t not in tables)
             if not force and not lazy:
-                if self.mounted_below(mount.point, mount):
+                if any(t.carries(mount) for t in tables):
                     raise Busy(f"{point}: other mounts are on it")
-                if mount.uses:
+                if mount.uses and last:
                     raise Busy(f"{point}: {mount.uses} open file{'s' * (mount.uses > 1)}")
-                standing = self._standing_in(mount)
-                if standing:
-                    raise Busy(f"{point}: working directory of process {standing[0]}")
-            self.mount_table.remove(mount)
-            mount.detached = True
+                using = bound.users(self, mount, tables)
+                if using:
+                    raise Busy(f"{point}: process {using[0]} uses it")
+            for one in tables:
+                one.remove(mount)
+            mount.detached = last
             self._commit_mounts()
+        if not last:
+            return
         self.files.sync_mount(mount)
         if force and not lazy:
             self.files.kill_mount(mount)
@@ -366,46 +435,41 @@ class VirtualMachine:
             log.exception("unmounting %s", os.fsdecode(mount.point))
 
     def _commit_mounts(self) -> None:
-        self.engine.set_view(self.mount_table.points())
+        self.spaces.commit()
         self.engine.forget_paths()
         self.state_changed()
 
-    def _standing_in(self, mount: Mount) -> list[int]:
-        found = []
-        for pid in self.guest_pids():
-            try:
-                named = self.files.named(self.procs.cwd_link(pid))
-            except OSError:
-                continue
-            if named is not None and named.mount is mount:
-                found.append(pid)
-        return found
+    def remounted(self) -> None:
+        """A bind mount became read-only, or writable again."""
+        with self._lock:
+            for table in self.spaces.tables():
+                table.recompile()
+            self._commit_mounts()
 
-    def mounts(self) -> list[dict[str, Any]]:
-        """Describe the mounts in mount order, for `umvm mounts`."""
+    def mounts(self, space: Space | None = None) -> list[dict[str, Any]]:
+        """Describe the mounts in mount order, for `umvm mounts`, as they are seen in a space."""
+        space = space or self.spaces.first
         return [
             {
                 "type": mount.fstype,
                 "source": mount.source,
-                "target": os.fsdecode(mount.point),
+                "target": os.fsdecode(space.inner(mount.point) or mount.point),
                 "options": mount.options,
                 "module": mount.module,
                 "uses": mount.uses,
             }
-            for mount in list(self.mount_table.all)
+            for mount in list(space.table.all)
+            if space.inner(mount.point) is not None and not mount.glue
         ]
 
     def mounts_of(self, module: str) -> int:
         """The number of mounts that a module serves."""
-        return sum(1 for mount in self.mount_table.all if mount.module == module)
+        mounts = {mount for table in self.spaces.tables() for mount in table.all}
+        return sum(1 for mount in mounts if mount.module == module)
 
     def mounted_below(self, path: bytes, own: Mount | None = None) -> bool:
         """Is a mount on this path or below it (other than `own`)?"""
-        prefix = path.rstrip(b"/") + b"/"
-        return any(
-            mount is not own and (mount.point == path or mount.point.startswith(prefix))
-            for mount in self.mount_table.all
-        )
+        return any(table.mounted_below(path, own) for table in self.spaces.tables())
 
     def sync_mappings(self) -> None:
         """Write back what guests stored through shared mappings."""
@@ -434,7 +498,8 @@ class VirtualMachine:
             self.engine.close()
         self.events.close()
         self.files.drain()
-        for mount in reversed(list(self.mount_table.all)):
+        every = dict.fromkeys(mount for table in self.spaces.tables() for mount in table.all)
+        for mount in reversed(every):
             try:
                 self.remove(mount, force=True)
             except Exception:
@@ -445,6 +510,16 @@ class VirtualMachine:
         self.shadow.close()
         if self._owners is not None:
             self._owners.close()
+
+
+def same_rights(pid: int) -> bool:
+    """Has a process our file system user and groups, and no other ids to change to?"""
+    fields = status(pid)
+    same = fields[b"Groups"].split() == status(os.getpid())[b"Groups"].split()
+    ids = (b"%d" % os.geteuid(), b"%d" % os.getegid())
+    return same and all(
+        set(fields[key].split()) == {own} for key, own in zip((b"Uid", b"Gid"), ids, strict=True)
+    )
 
 
 def kill(pid: int, number: int) -> None:

@@ -34,7 +34,7 @@ def test_mounting(umvm_run: Run, tmp_path: Path) -> None:
             call("mount", b"none", b"gone", b"memory", 0, None),
             call("mount", b"none", b"f", b"memory", 0, None),
             call("mount", b"none", b"m", b"memory", 0, b"size=x"),
-            call("mount", b"m", b"m", None, 4096, None),
+            call("mount", b"m", b"m", None, 8192, None),
             call("mount", None, b"m", None, 32, None),
             call("mount", b"none", b"m", ctypes.c_char_p(None), 0, None),
             call("umount2", b"m", 0),

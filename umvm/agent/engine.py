@@ -13,14 +13,17 @@ from pathlib import Path
 
 from core_accel.engine import Engine
 from core_accel.owners import Owners
+from core_accel.pathwalk import View
 from core_accel.request import Reply, Request
 from umvm.agent.cache import default_directory
 from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.mounts import Where
 from umvm.guest.process import status
-from umvm.syscalls.table import nr
+from umvm.syscalls.table import nr, trapped_numbers
 
+_EVERYTHING = set(trapped_numbers()) - {nr("clone"), nr("clone3")}
+"""A call that returns twice is never made at the gate."""
 log = logging.getLogger(__name__)
 
 _EXEC = ("execve", "execveat")
@@ -59,6 +62,7 @@ class AgentEngine:
         }
         if self.patcher is not None:
             self._looks[nr("mmap")] = self.patcher.see
+        self._asks = False
         self._always = {*self._looks, *map(nr, _EXEC)}
         self._engine = Engine(kinds, self._handle, on_gone, on_expected)
         self._engine.set_answered(self.agent.area.answered())
@@ -142,6 +146,22 @@ class AgentEngine:
         self._engine.set_view(points)
         self.agent.set_view(points)
 
+    def set_views(self, views: list[View]) -> None:
+        """As `Engine.set_views`. Agents know the first view only, and no bind mounts: with others
+        they ask about every call."""
+        self._engine.set_views(views)
+        self.agent.set_view(views[0].points())
+        self._asks = self._asks or len(views) > 1 or any(view.binds() for view in views)
+        self._tell_hooks()
+
+    def set_place(self, number: int, view: int, cwd: int) -> None:
+        """As `Engine.set_place`."""
+        self._engine.set_place(number, view, cwd)
+
+    def set_answers(self, on: bool) -> None:
+        """As `Engine.set_answers`."""
+        self._engine.set_answers(on)
+
     def set_shadow(self, prefix: bytes) -> None:
         """As `Engine.set_shadow`."""
         self._engine.set_shadow(prefix)
@@ -156,13 +176,17 @@ class AgentEngine:
         """As `Engine.set_hooks`."""
         self._hooks = set(numbers)
         self._engine.set_hooks(self._hooks | self._always)
-        self.agent.area.set_hooks(self._hooks | self._owned)
+        self._tell_hooks()
 
     def set_owners(self, owners: Owners | None, numbers: Iterable[int]) -> None:
         """As `Engine.set_owners`."""
         self._owned = set(numbers)
         self._engine.set_owners(owners, self._owned)
-        self.agent.area.set_hooks(self._hooks | self._owned)
+        self._tell_hooks()
+
+    def _tell_hooks(self) -> None:
+        asked = _EVERYTHING if self._asks else set()
+        self.agent.area.set_hooks(self._hooks | self._owned | asked)
 
     def set_proc_names(self, names: Iterable[bytes]) -> None:
         """As `Engine.set_proc_names`; agents look at paths while there are any."""

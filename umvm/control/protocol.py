@@ -17,6 +17,7 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,10 @@ class Peer(NamedTuple):
     pid: int
     uid: int
     gid: int
+
+
+caller: ContextVar[Peer | None] = ContextVar("caller", default=None)
+"""Who asks for the verb that is being answered in this thread."""
 
 
 def peer_of(sock: socket.socket) -> Peer:

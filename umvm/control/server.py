@@ -89,6 +89,7 @@ class Server:
         try:
             with connection:
                 peer = protocol.peer_of(connection)
+                protocol.caller.set(peer)
                 if peer.uid not in (0, os.geteuid()):
                     log.warning("control connection of uid %d refused", peer.uid)
                     protocol.send(connection, _failure("not your VM", 13))

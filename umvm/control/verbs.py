@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from umvm.control import protocol
 from umvm.errors import UsageError
 
 Args = dict[str, Any]
@@ -81,30 +82,55 @@ def _lsmod(vm: Any, args: _Arguments, fds: list[int]) -> object:
     return [info._asdict() for info in vm.manager.list()]
 
 
+def _space(vm: Any) -> dict[str, Any]:
+    """The argument for methods that work in the view of who asks; none: in the VM's."""
+    from umvm.guest.children import space_of_peer
+
+    peer = protocol.caller.get()
+    space = space_of_peer(vm, None if peer is None else peer.pid)
+    return {} if space is None else {"space": space}
+
+
 def _mount(vm: Any, args: _Arguments, fds: list[int]) -> object:
-    vm.mount(args.text("type"), args.text("source"), args.path("target"), args.options())
+    space = _space(vm)
+    source = args.text("source")
+    if space and source.startswith("/") and args.text("type") != "bind":
+        source = vm.host_source(source, space["space"])
+    vm.mount(args.text("type"), source, args.path("target"), args.options(), **space)
     return None
+
+
+def _child(vm: Any, args: _Arguments, fds: list[int]) -> object:
+    """Let the process that asks, a guest, go on in a view of its own (`umvm run` in a VM)."""
+    from umvm.guest.children import child
+
+    peer = protocol.caller.get()
+    if peer is None or peer.pid not in vm.guest_pids():
+        raise UsageError("child: only for guests")
+    return child(vm, peer.pid, args)
 
 
 def _fuse_serve(vm: Any, args: _Arguments, fds: list[int]) -> object:
     """Mount what a guest serves over descriptor 0 (umvm.standin)."""
     from umvm.standin.remote import serve
 
-    serve(vm, args.text("source"), args.path("target"), args.options(), fds)
+    serve(vm, args.text("source"), args.path("target"), args.options(), fds, **_space(vm))
     return None
 
 
 def _umount(vm: Any, args: _Arguments, fds: list[int]) -> object:
-    vm.umount(args.path("target"), args.flag("force"), args.flag("lazy"))
+    vm.umount(args.path("target"), args.flag("force"), args.flag("lazy"), **_space(vm))
     return None
 
 
 def _mounts(vm: Any, args: _Arguments, fds: list[int]) -> object:
-    return [_plain(mount) for mount in vm.mounts()]
+    return [_plain(mount) for mount in vm.mounts(**_space(vm))]
 
 
 def _ps(vm: Any, args: _Arguments, fds: list[int]) -> object:
-    return [_plain(process) for process in vm.processes()]
+    space = _space(vm).get("space")
+    table = {} if space is None or space.table is vm.mount_table else {"table": space.table}
+    return [_plain(process) for process in vm.processes(**table)]
 
 
 def _info(vm: Any, args: _Arguments, fds: list[int]) -> object:
@@ -118,9 +144,16 @@ def _info(vm: Any, args: _Arguments, fds: list[int]) -> object:
         "processes": len(vm.processes()),
         "mounts": len(vm.mounts()),
         "modules": [info.name for info in vm.manager.list()],
+        "directory": _directory(vm),
         "engine": getattr(vm, "engine_name", "notify"),
         "counts": _counts(getattr(vm, "engine", None)),
     }
+
+
+def _directory(vm: Any) -> str | None:
+    """Where `umvm exec` starts; None: where it is."""
+    spaces = getattr(vm, "spaces", None)
+    return "/" if spaces is not None and spaces.main.root != b"/" else None
 
 
 def _counts(engine: Any) -> dict[str, int]:
@@ -164,6 +197,7 @@ VERBS: dict[str, Callable[[Any, _Arguments, list[int]], object]] = {
     "mount": _mount,
     "fuse_serve": _fuse_serve,
     "umount": _umount,
+    "child": _child,
     "mounts": _mounts,
     "ps": _ps,
     "info": _info,

@@ -30,9 +30,9 @@ PIECE = 1 << 20
 
 @dataclass(eq=False)
 class Image:
-    """A copy of a program."""
+    """A copy of a program, served or (mount None) of the host."""
 
-    mount: Mount
+    mount: Mount | None
     path: bytes
     version: tuple[int, int, int, int]
     file: bytes
@@ -56,8 +56,8 @@ class Images:
         self._links: dict[tuple[bytes, bytes], bytes] = {}
 
     def get(
-        self, mount: Mount, path: bytes, attr: Attr, interpreter: Callable[[bytes], bytes | None],
-        fh: Any = None,
+        self, mount: Mount | None, path: bytes, attr: Attr,
+        interpreter: Callable[[bytes], bytes | None], fh: Any = None,
     ) -> bytes:  # fmt: skip
         """The path of an executable copy of a served file. OSError: it can't be read.
 
@@ -66,7 +66,8 @@ class Images:
         """
         version = (attr.ino, attr.size, attr.mtime_ns, attr.ctime_ns)
         ident = b"%d" % next(self._ids)
-        key = (mount.ident, path if fh is None else b"\0" + ident)
+        number = mount.ident if mount is not None else 0
+        key = (number, path if fh is None else b"\0" + ident)
         with self._lock:
             known = self._known.pop(key, None)
             if known is not None:
@@ -113,7 +114,16 @@ class Images:
             return link
 
     def named(self, link: bytes) -> Image | None:
-        """The image that a /proc/PID/exe link names; it may be one that was dropped."""
+        """The served program that a /proc/PID/exe link names; it may be one that was dropped."""
+        image = self._of(link)
+        return image if image is not None and image.mount is not None else None
+
+    def real(self, link: bytes) -> bytes:
+        """What a link to the copy of a program of the host stands for; others as they are."""
+        image = self._of(link)
+        return image.path if image is not None and image.mount is None else link
+
+    def _of(self, link: bytes) -> Image | None:
         if not link.startswith(self._base + b"/"):
             return None
         return self._by_id.get(link[len(self._base) + 1 :].split(b"/", 1)[0])
@@ -176,21 +186,37 @@ def _remove(file: bytes) -> None:
 
 
 def _copy(image: Image, attr: Attr, place: Callable[[bytes], bytes | None], fh: Any) -> None:
-    fs, path = image.mount.fs, image.path
+    out = os.open(image.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+    try:
+        if image.mount is None:
+            _from_host(image.path, out)
+        else:
+            _from_mount(image.mount, image.path, out, attr, fh)
+        replace_interpreter(out, place)
+        os.fchmod(out, 0o755)
+    finally:
+        os.close(out)
+
+
+def _from_host(path: bytes, out: int) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while os.sendfile(out, source, None, PIECE):
+            pass
+    finally:
+        os.close(source)
+
+
+def _from_mount(mount: Mount, path: bytes, out: int, attr: Attr, fh: Any) -> None:
+    fs = mount.fs
     own = fs.open(path, os.O_RDONLY) if fh is None else fh
     try:
-        out = os.open(image.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
-        try:
-            at = 0
-            while at < attr.size:
-                data = fs.read(path, own, min(PIECE, attr.size - at), at)
-                if not data:
-                    break
-                at += os.pwrite(out, data, at)
-            replace_interpreter(out, place)
-            os.fchmod(out, 0o755)
-        finally:
-            os.close(out)
+        at = 0
+        while at < attr.size:
+            data = fs.read(path, own, min(PIECE, attr.size - at), at)
+            if not data:
+                break
+            at += os.pwrite(out, data, at)
     finally:
         if fh is None:
             fs.release(path, own)

@@ -4,7 +4,8 @@ They are kept where fork(2) and execve(2) pass them on: in the process itself. T
 process limits of its own, which children copy, and one of them, RLIMIT_LOCKS, has had no effect
 since Linux 2.4 (getrlimit(2)). Its soft limit holds the number of a record; a process without mark
 has what it had before, as a rule RLIM_INFINITY. So nothing has to be learnt of forks, and a process
-that ended can't be mistaken for another one. A guest that sets this limit loses its marks.
+that ended can't be mistaken for another one. What guests do with this limit is answered in
+umvm/syscalls/limits.py.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ class Marks:
         self._records: list[Record] = [{}]
         self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
         self._lock = threading.Lock()
-        self._told: Callable[[int, Record], None] | None = None
+        self._told: list[Callable[[int, Record], None]] = []
 
     def tell(self, told: Callable[[int, Record], None]) -> None:
         """Have `told(number, record)` called for each record, those to come included."""
         with self._lock:
-            self._told = told
+            if told not in self._told:
+                self._told.append(told)
             for number, record in enumerate(self._records):
                 told(number, record)
 
@@ -49,6 +51,11 @@ class Marks:
         """What a process, or the process of a thread, has under a key; None: nothing."""
         return self._of(pid).get(key) if len(self._records) > 1 else None
 
+    def of_process(self, pid: int) -> Record:
+        """All that is noted of a process. OSError(EPERM): it can't be told any more."""
+        number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
+        return self._records[number] if 0 <= number < len(self._records) else {}
+
     def set(self, pid: int, key: Hashable, value: Any) -> None:
         """Mark a process with a hashable value; None removes it.
 
@@ -59,6 +66,8 @@ class Marks:
             record = {**self._of(pid), key: value}
             if value is None:
                 del record[key]
+            if record == self._of(pid):
+                return
             number = self._number(record)
             hard = resource.prlimit(pid, RLIMIT_LOCKS)[1]
             try:
@@ -84,8 +93,8 @@ class Marks:
             number = len(self._records)
             if number >= MAX_RECORDS:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            if self._told is not None:
-                self._told(number, record)  # before any process can have it
+            for told in self._told:
+                told(number, record)  # before any process can have it
             self._records.append(record)
             self._numbers[items] = number
         return number

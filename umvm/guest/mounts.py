@@ -12,9 +12,10 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from core_accel.pathwalk import (
+    AMBIGUOUS,
     BENEATH,
     FOLLOW,
     IN_ROOT,
@@ -22,6 +23,7 @@ from core_accel.pathwalk import (
     NO_MAGICLINKS,
     NO_SYMLINKS,
     NO_XDEV,
+    READ_ONLY,
     SEARCH,
     SLASH_OK,
     Magic,
@@ -29,6 +31,9 @@ from core_accel.pathwalk import (
 )
 from umvm.guest.loaded import program_behind
 from umvm.interfaces.filesystem import Attr, FileSystem
+
+if TYPE_CHECKING:
+    from umvm.guest.spaces import Space, Spaces
 
 __all__ = [
     "BENEATH",
@@ -56,7 +61,7 @@ _DELETED = b" (deleted)"
 
 @dataclass(eq=False)
 class Mount:
-    """A served file system at a place in the view."""
+    """A served file system, or (`bind`) files of the host, at a place in the view."""
 
     ident: int
     point: bytes
@@ -70,8 +75,10 @@ class Mount:
     detached: bool = False
     destroyed: bool = False
     expiring: bool = False
-    direct: bool = False
-    """Its names lead to its own files: it isn't hidden, and no other mount is in it."""
+    bind: bytes | None = None
+    """The canonical path on the host of what a bind mount shows."""
+    glue: bool = False
+    """An empty tree, only there so that another mount has a mount point."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     _directories: dict[bytes, tuple[float, Attr]] = field(default_factory=dict, repr=False)
 
@@ -89,6 +96,12 @@ class Mount:
         if inside == b"/":
             return self.point
         return inside if self.point == b"/" else self.point + inside
+
+    def on_host(self, path: bytes) -> bytes:
+        """The path on the host of a path in the view that lies in this bind mount."""
+        assert self.bind is not None
+        rest = path if self.point == b"/" else path[len(self.point) :]
+        return (b"" if self.bind == b"/" else self.bind) + (b"" if rest == b"/" else rest) or b"/"
 
     def permissions(self) -> bool:
         """Whether mode bits are checked here, and not by the file system."""
@@ -155,7 +168,8 @@ class Where(NamedTuple):
 
     `mount` is None on the host (and in /proc), `path` canonical in the view, `inside` the path in
     the mount. `slash`: the last component had a trailing slash; `last_dot`: it was "." (1) or ".."
-    (2). `changed`: on the host, but the kernel would not get there from the guest's text. `attr`:
+    (2). `host`: the path for the host's kernel, in the bind mount `bind` if that isn't None.
+    `changed`: on the host, but the kernel would not get there from the guest's text. `attr`:
     what the walk has just learnt of the file itself. `file`: the description that a magic link as
     the last component led to.
     """
@@ -169,32 +183,70 @@ class Where(NamedTuple):
     changed: bool
     attr: Attr | None = None
     file: OpenName | None = None
+    host: bytes = b""
+    bind: Mount | None = None
 
 
 class MountTable:
     """The mounts of a VM. A change replaces the view that walks use; walks keep the old one."""
 
-    def __init__(self) -> None:
-        self._ids = itertools.count(2)
+    def __init__(self, parent: MountTable | None = None, name: str = "") -> None:
+        """`parent`: the table that this one starts as a copy of; later changes are its own."""
+        self.name = name
+        self._ids: itertools.count[int] = itertools.count(2) if parent is None else parent._ids
         self._lock = threading.RLock()
-        self.all: list[Mount] = []
-        self.by_id: weakref.WeakValueDictionary[int, Mount] = weakref.WeakValueDictionary()
+        self.all: list[Mount] = [] if parent is None else list(parent.all)
+        self.by_id: weakref.WeakValueDictionary[int, Mount] = (
+            weakref.WeakValueDictionary() if parent is None else parent.by_id
+        )
         self._compile()
 
     def _compile(self) -> None:
-        detached = [(m.point, i) for i, m in self.by_id.items() if m not in self.all]
-        self.view = View(self.points(), detached=detached)
-        for mount in self.by_id.values():
-            mount.direct = mount in self.all and self._is_direct(mount)
+        self.binds = [m for m in self.all if m.bind is not None]
+        self._views: dict[bytes, View] = {}
+        self.view = self.view_of(b"/")
+        for mount in list(self.by_id.values()):
             mount.forget()
-        self.direct = [(m.point + b"/", m) for m in self.all if m.direct]
+        self.directs = frozenset(m for m in self.all if self._is_direct(m))
+        """Mounts whose names lead to their own files: not hidden, and no other mount is in them."""
+        self.direct = [(m.point + b"/", m) for m in self.all if m in self.directs]
+
+    def view_of(self, root: bytes) -> View:
+        """The table as a process with this root sees it."""
+        view = self._views.get(root)
+        if view is None:
+            detached = [(m.point, i) for i, m in list(self.by_id.items()) if m not in self.all]
+            binds = {m.ident: (m.bind or b"/", self._flags(m, root)) for m in self.binds}
+            view = View(self.points(), root, detached, binds)
+            self._views[root] = view
+        return view
+
+    def _flags(self, mount: Mount, root: bytes) -> int:
+        flags = READ_ONLY if mount.read_only else 0
+        return flags | (AMBIGUOUS if self.is_ambiguous(mount, root) else 0)
+
+    def is_ambiguous(self, mount: Mount, root: bytes) -> bool:
+        """Can files that a bind mount shows be reached at another place as well?"""
+        assert mount.bind is not None
+        for other in self.binds:
+            if other is not mount and (below(root, other.point) or below(other.point, root)):
+                assert other.bind is not None
+                if below(other.bind, mount.bind) or below(mount.bind, other.bind):
+                    return True
+        if not below(root, mount.bind) and not below(mount.bind, root):
+            return False
+        inner = mount.bind if below(root, mount.bind) else root
+        return not any(
+            below(m.point, inner) for m in self.all
+        )  # nothing covers the files themselves
 
     def _is_direct(self, mount: Mount) -> bool:
         later = self.all[self.all.index(mount) + 1 :]
         hidden = any((mount.point + b"/").startswith(m.point.rstrip(b"/") + b"/") for m in later)
         inner = mount.point.rstrip(b"/") + b"/"
         nested = any(m.point.startswith(inner) for m in self.all if m is not mount)
-        return not hidden and not nested and mount.point != b"/"  # /proc is in the last
+        shown = mount.bind is None and mount.point != b"/"  # /proc is in the last
+        return shown and not hidden and not nested
 
     def next_id(self) -> int:
         """A mount id that was never used in this VM."""
@@ -213,12 +265,31 @@ class MountTable:
             self.all = [m for m in self.all if m is not mount]
             self._compile()
 
+    def recompile(self) -> None:
+        """The options of a mount have changed."""
+        with self._lock:
+            self._compile()
+
+    def bind_by_id(self, ident: int) -> Mount | None:
+        """The bind mount with this id; None: it is something else, or gone."""
+        mount = self.by_id.get(ident)
+        return mount if mount is not None and mount.bind is not None else None
+
     def at(self, point: bytes) -> Mount | None:
         """The topmost mount at a mount point."""
         for mount in reversed(self.all):
             if mount.point == point:
                 return mount
         return None
+
+    def mounted_below(self, path: bytes, own: Mount | None = None) -> bool:
+        """Is a mount on this path or below it (other than `own`)?"""
+        return any(mount is not own and below(path, mount.point) for mount in self.all)
+
+    def carries(self, mount: Mount) -> bool:
+        """Are other mounts on this one?"""
+        later = self.all[self.all.index(mount) + 1 :] if mount in self.all else []
+        return any(below(mount.point, other.point) for other in later)
 
     def points(self) -> list[tuple[bytes, int]]:
         """The mount points in the order of mounting, for `View` and for the engine's table."""
@@ -234,18 +305,30 @@ class MountTable:
         files: NamedFiles | None,
         base_mount: int = -1,
         searchable: Callable[[Attr], bool] | None = None,
+        space: Space | None = None,
+        spaces: Spaces | None = None,
     ) -> Where:
         """Resolve ``path`` from the canonical directory ``base``. OSError as path_resolution(7).
 
         ``base_mount``: id of the mount ``base`` lies in (HOST too), where another mount may cover
         it by now. ``searchable`` tells whether the caller may search a directory; it is asked on
-        mounts whose permissions the VM checks (EACCES).
+        mounts whose permissions the VM checks (EACCES). ``space``: seen from its root; ``spaces``
+        tell where magic links lead in it.
         """
-        look = _Look(self.by_id, tid, tgid, files, searchable)
+        look = _Look(self.by_id, tid, tgid, files, searchable, space, spaces)
         if searchable is not None:
             flags |= SEARCH
-        found = self.view.walk(base, path, flags, look, base_mount)
+        view = self.view if space is None else space.view
+        found = view.walk(base, path, flags, look, base_mount)
         mount = self.by_id.get(found.mount)
+        if mount is None:
+            if found.mount > PROC:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))  # unmounted meanwhile
+        elif mount.bind is not None:
+            return Where(
+                None, found.path, found.path, found.missing, found.slash, found.last_dot,
+                found.crossed, None, None, mount.on_host(found.path), mount,
+            )  # fmt: skip
         inside = mount.inside(found.path) if mount else found.path
         same = look.path == found.path and look.mount is mount
         return Where(
@@ -258,7 +341,13 @@ class MountTable:
             mount is None and found.crossed,
             look.attr if same else None,
             look.file if same else None,
+            found.path if mount is None else b"",
         )
+
+
+def below(outer: bytes, inner: bytes) -> bool:
+    """Is a canonical path at or below another one?"""
+    return inner == outer or inner.startswith(outer.rstrip(b"/") + b"/")
 
 
 class _Look:
@@ -271,7 +360,10 @@ class _Look:
         tgid: int,
         files: NamedFiles | None,
         searchable: Callable[[Attr], bool] | None,
+        space: Space | None,
+        spaces: Spaces | None,
     ) -> None:
+        self._space, self._spaces = space, spaces
         self._by_id, self._tid, self._tgid = by_id, tid, tgid
         self._files, self._searchable = files, searchable
         self._gone = b""  # what a removed directory was called, that the walk is in
@@ -345,6 +437,13 @@ class _Look:
             self.path, self.mount, self.file = path, file.mount, file
             self._gone = path + b"/" if file.deleted else b""
             return Magic(path, file.mount.ident, file.directory)
+        if self._space is not None and self._spaces is not None and not self._space.plain:
+            if full.endswith(b"/root"):
+                return Magic(*self._spaces.link_place(self._space, full, target))
+            if target.startswith(b"/") and not (
+                target.endswith(_DELETED) and not _same(full, target)
+            ):
+                return Magic(*self._spaces.link_place(self._space, full, target))
         if target.startswith(b"/") and not (target.endswith(_DELETED) and not _same(full, target)):
             in_proc = target == b"/proc" or target.startswith(b"/proc/")
             return Magic(target, PROC if in_proc else HOST)

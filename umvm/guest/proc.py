@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from core_accel.request import Reply
-from umvm.guest import oomscore, procidentity
+from umvm.guest import mounttext, oomscore, procidentity
 from umvm.guest.loaded import program_behind
+from umvm.guest.mounttext import mount_id
+from umvm.guest.spaces import DELETED, Space
 from umvm.interfaces.filesystem import Attr
 
 if TYPE_CHECKING:
-    from umvm.guest.mounts import Mount
     from umvm.vm import VirtualMachine
 
 _TABLE = re.compile(
     rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)"
 )
 _FDINFO = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
+_LINK = re.compile(rb"/proc/(\d+)/(?:task/\d+/)?(cwd|root|exe|fd/(\d+)|map_files/[^/]+)")
 _NAME_COLUMN = 73
-_ESCAPED = re.compile(rb"[\\ \t\n#]")
 
 
 class Proc:
@@ -35,19 +36,32 @@ class Proc:
         self.texts: dict[bytes, Callable[[], bytes]] = {}
         """Files by path, for modules; `VirtualMachine.show_in_proc` adds them."""
 
-    def readlink(self, path: bytes) -> bytes | None:
-        """The text of a link that would read as a placeholder; None: the kernel's is right."""
+    def readlink(self, path: bytes, tid: int) -> bytes | None:
+        """The text of a link for a thread that reads it; None: the kernel's is right."""
         if not path.startswith(b"/proc/"):
             return None
         try:
             text = os.readlink(path)
         except OSError:
             return None
-        if not text.startswith(self._shadow):
+        space = self._vm.spaces.of(tid)
+        found = _LINK.fullmatch(path)
+        if found is None or not text.startswith(b"/"):
             return None
-        return self._vm.shown(program_behind(path, text))
+        if found[2] == b"root" and self._vm.spaces.several:
+            return space.label(self._vm.spaces.of(int(found[1])).root)
+        if space.plain and not text.startswith(self._shadow):
+            return None
+        text = program_behind(path, text)
+        if self._vm.named(text) is None and not space.plain and found[2] != b"exe":
+            fd = int(found[3]) if found[3] else None
+            deleted = text.endswith(DELETED) and not os.path.lexists(text)
+            host = text[: -len(DELETED)] if deleted else text
+            place = self._vm.spaces.place(space, int(found[1]), fd, host)[0]
+            return space.label(place) + (DELETED if deleted else b"")
+        return self._vm.shown(text, space)
 
-    def open(self, path: bytes, flags: int) -> Reply | None:
+    def open(self, path: bytes, flags: int, tid: int) -> Reply | None:
         """Open a table that has to be changed, read-only; None: the kernel opens it."""
         if not path.startswith(b"/proc/"):
             return None
@@ -88,13 +102,24 @@ class Proc:
             return None
         kind = found[2]
         if kind in (b"maps", b"smaps", b"numa_maps"):
-            shown = self._unshadow(text) if self._shadow in text else text
+            space = self._vm.spaces.of(int(found[1]))
+            shown = text if space.plain else self._seen(text, space)
+            shown = self._unshadow(shown) if self._shadow in shown else shown
             if not isinstance(self._vm.engine, Engine):
                 shown = self._vm.engine.unpatched(shown)
             return shown if shown != text else None
-        lines = {b"mounts": _mounts_line, b"mountinfo": _mountinfo_line, b"mountstats": _stats_line}
-        extra = [lines[kind](mount) for mount in list(self._vm.mount_table.all)]
-        return text + b"".join(extra) if extra else None
+        shown = mounttext.table(kind, text, self._vm.spaces.of(int(found[1])))
+        return shown if shown != text else None
+
+    def _seen(self, text: bytes, space: Space) -> bytes:
+        """The names of mapped files as they are in a space, seen from its root."""
+
+        def name(found: re.Match[bytes]) -> bytes:
+            path: bytes = found[0]
+            served = path.startswith(self._shadow) and self._vm.named(path) is not None
+            return path if served else self._vm.shown(path, space)
+
+        return re.sub(rb"(?m)(?<= )/.*$", name, text)
 
     def _unshadow(self, text: bytes) -> bytes:
         place = re.escape(self._shadow)
@@ -136,45 +161,4 @@ class Proc:
         return re.sub(rb"(?m)^mnt_id:\t.*$", b"mnt_id:\t%d" % mount_id(file.mount), text)
 
 
-def mount_id(mount: Mount) -> int:
-    """The id that mountinfo and statx show: above those that the kernel uses."""
-    return 100000 + mount.ident
-
-
-def _escape(text: bytes) -> bytes:
-    return _ESCAPED.sub(lambda found: b"\\%03o" % found[0][0], text)
-
-
-def _source(mount: Mount) -> bytes:
-    return _escape(os.fsencode(mount.source)) or b"none"
-
-
-def _type(mount: Mount) -> bytes:
-    name = mount.fs.subtype or mount.fstype
-    return b"fuse" if name == "fuse" else b"fuse." + _escape(os.fsencode(name))
-
-
-def _options(mount: Mount) -> bytes:
-    kept = [name for name in ("nosuid", "nodev", "noexec", "noatime") if name in mount.options]
-    return ",".join(["ro" if mount.read_only else "rw", *kept]).encode()
-
-
-def _mounts_line(mount: Mount) -> bytes:
-    fields = (_source(mount), _escape(mount.point), _type(mount), _options(mount), b"0", b"0")
-    return b" ".join(fields) + b"\n"
-
-
-def _mountinfo_line(mount: Mount) -> bytes:
-    """proc_pid_mountinfo(5): id, parent, device, root, point, options - type, source, options."""
-    device = b"%d:%d" % (os.major(mount.dev), os.minor(mount.dev))
-    own = b"ro" if mount.read_only else b"rw"
-    return b"%d 1 %s / %s %s - %s %s %s\n" % (
-        mount_id(mount), device, _escape(mount.point), _options(mount), _type(mount),
-        _source(mount), own,
-    )  # fmt: skip
-
-
-def _stats_line(mount: Mount) -> bytes:
-    return b"device %s mounted on %s with fstype %s\n" % (
-        _source(mount), _escape(mount.point), _type(mount),
-    )  # fmt: skip
+__all__ = ["Proc", "mount_id"]

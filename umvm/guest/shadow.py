@@ -6,6 +6,8 @@
                              c  working directories
                              p  FIFOs and bound sockets
                              x  programs while they run
+                             g  empty trees, mount points for what is mounted on missing names
+                             b  links to directories with long names, for sockets
 
 A living VM holds an exclusive flock(2) on its directory: that tells leftovers from the living.
 """
@@ -14,16 +16,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from umvm.guest.watch import CloseWatch
 
-KINDS = (b"o", b"d", b"s", b"c", b"p", b"x")
+KINDS = (b"o", b"d", b"s", b"c", b"p", b"x", b"g", b"b")
 ROOMY = 256 << 20
 """Bytes that should be free: what guests map is kept there."""
 
@@ -74,6 +77,8 @@ class Shadow:
 
     def __init__(self, name: str, directories: Iterable[bytes] | None = None) -> None:
         """**Errors** ENOTSUP: no directory offers what is needed, with the reasons."""
+        self._ids = itertools.count(1)
+        self._links: dict[bytes, bytes] = {}
         reasons = []
         for directory in candidates() if directories is None else directories:
             try:
@@ -93,6 +98,40 @@ class Shadow:
     def place(self, kind: str, ident: int) -> bytes:
         """The path of one object; `kind` is one of the directories above."""
         return b"%s/%s/%d" % (self.path, kind.encode(), ident)
+
+    def tree(self, below: Sequence[bytes], directory: bool) -> bytes:
+        """Make an empty tree that has one path: a directory at its end, or a file."""
+        place = self.place("g", next(self._ids))
+        if not below and not directory:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            return place
+        os.mkdir(place, 0o755)
+        end = place
+        for number, name in enumerate(below, 1):
+            end += b"/" + name
+            if number == len(below) and not directory:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                os.close(os.open(end, flags, 0o644))
+            else:
+                os.mkdir(end, 0o755)
+        return place
+
+    def shortened(self, path: bytes) -> bytes:
+        """A shorter path to the same file, by a link to its directory."""
+        directory, _, name = path.rpartition(b"/")
+        link = self._links.get(directory)
+        if link is None:
+            link = self.place("b", next(self._ids))
+            os.symlink(directory or b"/", link)
+            self._links[directory] = link
+        return link + b"/" + name
+
+    def whole(self, path: bytes) -> bytes:
+        """The path that `shortened` made another one of; others as they are."""
+        if not path.startswith(self.path + b"/b/"):
+            return path
+        link, _, name = path.rpartition(b"/")
+        return next((d for d, made in self._links.items() if made == link), link) + b"/" + name
 
     def close(self) -> None:
         """Remove the directory with all it holds. Idempotent."""

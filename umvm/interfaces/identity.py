@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ID_MAX = 0xFFFFFFFE
 """-1 is no id: it says "no change" to chown(2) and setresuid(2)."""
-CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 5, 6, 7, 8
+CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT = 0, 5, 6, 7, 8, 18
 CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE, CAP_SYS_TIME = 19, 21, 23, 24, 25
 """Numbers of capabilities (include/uapi/linux/capability.h)."""
 NOROOT, NO_SETUID_FIXUP, KEEP_CAPS, KEEP_CAPS_LOCKED, NO_AMBIENT_RAISE = 1, 4, 16, 32, 64

@@ -25,7 +25,9 @@ _RESULT_MAX = 64 << 20
 """A longer answer (a directory of a million names is half of this) ends the connection."""
 
 
-def serve(vm: Any, source: str, target: bytes, options: dict[str, str], fds: list[int]) -> None:
+def serve(
+    vm: Any, source: str, target: bytes, options: dict[str, str], fds: list[int], space: Any = None
+) -> None:
     """Mount what the process at the other end of `fds[0]` serves (verb fuse_serve).
 
     **Errors** UsageError: that is no SOCK_SEQPACKET connection; what mounting raises.
@@ -39,7 +41,7 @@ def serve(vm: Any, source: str, target: bytes, options: dict[str, str], fds: lis
     fs = RemoteOperations(sock)
     try:
         module, _ = vm.manager.filesystem("fuse")
-        mount = vm.mount_object(fs, "fuse", source, target, options, module)
+        mount = vm.mount_object(fs, "fuse", source, target, options, module, space)
     except BaseException:
         fs.destroy()
         raise

@@ -21,7 +21,9 @@ from umvm.guest.mounts import (
     Mount,
     Where,
 )  # fmt: skip
+from umvm.guest.spaces import Space
 from umvm.interfaces.filesystem import Attr, Caller, set_caller
+from umvm.syscalls import readonly
 from umvm.vfs.permission import (
     allowed,
     check_create,
@@ -119,7 +121,7 @@ class Base(NamedTuple):
 _ROOT = Base(b"/", -1)
 
 
-def _base(vm: VirtualMachine, tid: int, dirfd: int) -> Base:
+def _base(vm: VirtualMachine, space: Space, tid: int, dirfd: int) -> Base:
     """**Errors** EBADF, ENOTDIR."""
     if dirfd == AT_FDCWD:
         link = vm.procs.cwd_link(tid)
@@ -141,6 +143,9 @@ def _base(vm: VirtualMachine, tid: int, dirfd: int) -> Base:
         raise fail(errno.ENOTDIR)  # "pipe:[…]"; a directory out of reach can't be had here
     if link.endswith(_DELETED) and not os.path.exists(link):
         return Base(link, HOST, elsewhere=True)
+    if not space.plain:
+        place = vm.spaces.place(space, tid, None if dirfd == AT_FDCWD else dirfd, link)
+        return Base(*place)
     return Base(link, PROC if link.startswith(b"/proc/") or link == b"/proc" else HOST)
 
 
@@ -156,6 +161,7 @@ def locate(
     if not path:
         raise fail(errno.ENOENT)
     task = vm.procs.task(req.tid)
+    space = vm.spaces.of(req.tid)
     if caller is None:
         caller = task.caller
     set_caller(caller)
@@ -169,18 +175,18 @@ def locate(
         if resolve & BENEATH:
             raise fail(errno.EXDEV)
         base = _ROOT
-        if not resolve & ~SLASH_OK and _is_plain(path):
-            for prefix, mount in vm.mount_table.direct:
+        if not resolve & ~SLASH_OK and space.root == b"/" and _is_plain(path):
+            for prefix, mount in space.table.direct:
                 if path.startswith(prefix):
                     inside = path[len(prefix) - 1 :]
                     found = _shortcut(mount, b"/", inside, follow, missing, search)
                     if found is not None:
                         return found
     else:
-        base = _base(vm, req.tid, dirfd)
+        base = _base(vm, space, req.tid, dirfd)
         if base.served is not None and not resolve & ~SLASH_OK and _is_plain(path):
             mount, start = base.served.mount, base.served.path
-            if mount.direct:
+            if mount in space.table.directs:
                 inside = (start if start != b"/" else b"") + b"/" + path
                 found = _shortcut(mount, start, inside, follow, missing, search)
                 if found is not None:
@@ -192,8 +198,10 @@ def locate(
             base, path = start_again
     follows = not resolve & SLASH_OK if path[-1] == _SLASH else follow
     if follows and protections().symlinks and not path.startswith(b"/proc/"):
-        return _guarded(vm, req, base, path, flags, caller)
-    return vm.mount_table.walk(req.tid, task.tgid, base.path, path, flags, vm, base.mount, search)
+        return _guarded(vm, req, space, base, path, flags, caller)
+    return space.table.walk(
+        req.tid, task.tgid, base.path, path, flags, vm, base.mount, search, space, vm.spaces
+    )
 
 
 def _is_plain(path: bytes) -> bool:
@@ -222,13 +230,16 @@ def _shortcut(
 
 
 def _guarded(
-    vm: VirtualMachine, req: Request, base: Base, path: bytes, flags: int, caller: Caller
-) -> Where:
+    vm: VirtualMachine, req: Request, space: Space, base: Base, path: bytes, flags: int,
+    caller: Caller,
+) -> Where:  # fmt: skip
     """The walk where protected_symlinks is on: a link as last component is judged before."""
     tgid, search = vm.procs.tgid(req.tid), searcher(caller)
 
     def step(flags: int) -> Where:
-        return vm.mount_table.walk(req.tid, tgid, base.path, path, flags, vm, base.mount, search)
+        return space.table.walk(
+            req.tid, tgid, base.path, path, flags, vm, base.mount, search, space, vm.spaces
+        )
 
     link = step(flags & ~FOLLOW | SLASH_OK | MISSING_OK)
     if link.mount is None or link.missing or link.last_dot or link.inside == b"/":
@@ -337,11 +348,27 @@ def target_fd(vm: VirtualMachine, req: Request, fd: int, path_too: bool = False)
     """The target of a call on a descriptor; None: not a served file. **Errors** EBADF: O_PATH."""
     file = opened(vm, req, fd)
     if file is None:
+        check_read_only(vm, req, fd)
         return None
     if not path_too and getattr(file, "flags", 0) & os.O_PATH:
         raise fail(errno.EBADF)
     enter(vm, req)
     return target_of(file)
+
+
+def check_read_only(vm: VirtualMachine, req: Request, fd: int) -> None:
+    """EROFS for a call that changes a file of a read-only bind mount by its descriptor."""
+    space = vm.spaces.of(req.tid)
+    if not readonly.changes(req) or not any(m.read_only for m in space.table.binds) or fd < 0:
+        return
+    try:
+        link = os.readlink(b"/proc/%d/fd/%d" % (req.tid, fd))
+    except OSError:
+        return
+    if link.startswith(b"/"):
+        mount = space.table.by_id.get(vm.spaces.place(space, req.tid, fd, link)[1])
+        if mount is not None and mount.read_only:
+            raise fail(errno.EROFS)
 
 
 def target_at(
@@ -386,10 +413,10 @@ def program_of(vm: VirtualMachine, req: Request) -> bytes | None:
         if not path and flags & AT_EMPTY_PATH:
             return vm.shown(os.readlink(b"/proc/%d/fd/%d" % (req.tid, dirfd)))
         where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
-        mode = os.stat(where.path).st_mode if where.mount is None else look(where).mode
+        mode = os.stat(where.host).st_mode if where.mount is None else look(where).mode
     except OSError:
         return None
-    runs = os.access(where.path, os.X_OK) if where.mount is None else bool(mode & 0o111)
+    runs = os.access(where.host, os.X_OK) if where.mount is None else bool(mode & 0o111)
     return where.path if runs and stat.S_ISREG(mode) else None
 
 
@@ -432,9 +459,14 @@ def inode_of_path(inside: bytes) -> int:
 
 
 def run_host(vm: VirtualMachine, req: Request, *paths: tuple[int, Where]) -> Reply | None:
-    """Let the kernel run a path call on the host, with the resolved path where it differs."""
+    """Let the kernel run a path call on the host, with the resolved path where it differs.
+
+    **Errors** EROFS, and those that come before it, where a bind mount is read-only.
+    """
     changes: dict[int, int | bytes] = {}
     for index, where in paths:
+        if where.bind is not None and where.bind.read_only:
+            readonly.check(req.nr, where)
         if where.changed:
             changes[index] = host_path(where)
     if not changes:
@@ -444,13 +476,15 @@ def run_host(vm: VirtualMachine, req: Request, *paths: tuple[int, Where]) -> Rep
 
 def host_path(where: Where) -> bytes:
     """The path to give the kernel for a file of the host."""
-    return where.path + b"/" if where.slash and where.path != b"/" else where.path
+    path = where.host or where.path
+    return path + b"/" if where.slash and path != b"/" else path
 
 
 __all__ = [
     "AT_EMPTY_PATH", "AT_FDCWD", "AT_NO_AUTOMOUNT", "AT_SYMLINK_FOLLOW", "AT_SYMLINK_NOFOLLOW",
     "DONE", "HANDLERS", "Mount", "Opened", "Reply", "Request", "Target", "Where", "allowed",
-    "attributes", "check", "check_change", "enter", "fail", "file_of", "full_path", "handles",
-    "host_path", "inode", "locate", "look", "nameless", "opened", "parent", "run_host", "signed",
-    "signed64", "target_at", "target_empty", "target_fd", "target_of", "writable",
+    "attributes", "check", "check_change", "check_read_only", "enter", "fail", "file_of",
+    "full_path", "handles", "host_path", "inode", "locate", "look", "nameless", "opened", "parent",
+    "run_host", "signed", "signed64", "target_at", "target_empty", "target_fd", "target_of",
+    "writable",
 ]  # fmt: skip

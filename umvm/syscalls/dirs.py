@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING
 
 from umvm.guest.mounts import Mount
+from umvm.guest.spaces import DELETED
 from umvm.interfaces.filesystem import Caller, Entry
+from umvm.interfaces.identity import CAP_SYS_CHROOT
 from umvm.syscalls.context import (
     AT_FDCWD,
+    DONE,
     Reply,
     Request,
     attributes,
@@ -18,6 +22,7 @@ from umvm.syscalls.context import (
     fail,
     full_path,
     handles,
+    host_path,
     inode_of_path,
     locate,
     opened,
@@ -25,6 +30,8 @@ from umvm.syscalls.context import (
     run_host,
     signed,
 )  # fmt: skip
+from umvm.syscalls.identity import may
+from umvm.syscalls.stat import AT_EACCESS, host_call, may_answer
 from umvm.vfs.permission import EXEC, permit
 
 if TYPE_CHECKING:
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 INT_MAX = 0x7FFFFFFF
-NR_GETDENTS, NR_CHDIR = 78, 80
+NR_GETDENTS, NR_CHDIR, FACCESSAT2 = 78, 80, 439
 PAGE = 4096
 """The room that getcwd(2) has."""
 _HEAD = struct.Struct("<QqHB")
@@ -132,6 +139,9 @@ def sys_chdir(vm: VirtualMachine, req: Request) -> Reply | None:
     """chdir(2): the kernel's working directory becomes the placeholder of the served one."""
     where = locate(vm, req, AT_FDCWD, req.string(req.args[0]))
     if where.mount is None:
+        if not vm.spaces.first.plain or vm.spaces.several:
+            _check_enter(vm, req, host_path(where))
+            vm.spaces.came_by(req.tid, where.bind)
         return run_host(vm, req, (0, where))
     if where.file is not None and where.file.deleted:
         raise fail(errno.ENOENT)
@@ -139,11 +149,37 @@ def sys_chdir(vm: VirtualMachine, req: Request) -> Reply | None:
     return req.rewrite({0: vm.files.directory(where.mount, where.inside)})
 
 
+def _check_enter(vm: VirtualMachine, req: Request, path: bytes) -> None:
+    """Would the kernel let the guest in? What it says is final, so that nothing is noted in vain.
+
+    **Errors** those of chdir(2)."""
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise fail(errno.ENOTDIR)
+    if may_answer(vm, req):
+        host_call(FACCESSAT2, AT_FDCWD, path, os.X_OK, AT_EACCESS)
+
+
+def _came_by_fd(vm: VirtualMachine, req: Request, fd: int) -> None:
+    """A guest changes to a directory of the host by its descriptor: note by which mount."""
+    space = vm.spaces.of(req.tid)
+    if space.plain and not vm.spaces.several:
+        return
+    path = b"/proc/%d/fd/%d" % (req.tid, fd)
+    try:
+        link = os.readlink(path)
+        _check_enter(vm, req, path)
+    except OSError:
+        return  # the kernel says it
+    mount = vm.spaces.place(space, req.tid, fd, link)[1]
+    vm.spaces.came_by(req.tid, space.table.bind_by_id(mount))
+
+
 @handles("fchdir")
 def sys_fchdir(vm: VirtualMachine, req: Request) -> Reply | None:
     """fchdir(2): as chdir, since the descriptor's own placeholder goes when it is closed."""
     file = opened(vm, req, signed(req.args[0]))
     if file is None:
+        _came_by_fd(vm, req, signed(req.args[0]))
         return None
     if not file.directory:
         raise fail(errno.ENOTDIR)
@@ -162,13 +198,22 @@ def sys_fchdir(vm: VirtualMachine, req: Request) -> Reply | None:
 @handles("getcwd")
 def sys_getcwd(vm: VirtualMachine, req: Request) -> Reply | None:
     """getcwd(2): the length counts the NUL."""
-    file = vm.named(vm.procs.cwd_link(req.tid))
+    link = vm.procs.cwd_link(req.tid)
+    file = vm.named(link)
+    space = vm.spaces.of(req.tid)
     if file is None:
-        return None
-    if file.deleted:
-        raise fail(errno.ENOENT)
-    path = full_path(file) + b"\0"
-    if file.mount.detached:
+        if space.plain or not link.startswith(b"/"):
+            return None
+        if link.endswith(DELETED) and not os.path.exists(link):
+            raise fail(errno.ENOENT)
+        where = vm.spaces.place(space, req.tid, None, link)[0]
+    else:
+        if file.deleted:
+            raise fail(errno.ENOENT)
+        where = full_path(file)
+    inner = space.inner(where)
+    path = (b"(unreachable)" + where if inner is None else inner) + b"\0"
+    if file is not None and file.mount.detached:
         path = b"(unreachable)" + file.path + b"\0"
     if len(path) > PAGE:
         raise fail(errno.ENAMETOOLONG)
@@ -180,13 +225,18 @@ def sys_getcwd(vm: VirtualMachine, req: Request) -> Reply | None:
 
 @handles("chroot")
 def sys_chroot(vm: VirtualMachine, req: Request) -> Reply | None:
-    """chroot(2): only to the root that the guest has; else EPERM, after the path's errors."""
+    """chroot(2): the process's paths begin at another directory from now on, its children's too.
+
+    It is a matter of the view only. **Errors** those of the path; EPERM: no CAP_SYS_CHROOT, as far
+    as the guest can see; ENOMEM: too many different roots.
+    """
     where = locate(vm, req, AT_FDCWD, req.string(req.args[0]))
-    caller = enter(vm, req)
     if where.mount is not None:
-        _may_enter(where.mount, where.inside, caller)
-    elif where.path == b"/" or caller.uid != 0:
-        return run_host(vm, req, (0, where))  # the kernel has the right error for other users
-    elif not os.path.isdir(where.path):
-        raise fail(errno.ENOTDIR)
-    raise fail(errno.EPERM)
+        _may_enter(where.mount, where.inside, enter(vm, req))
+    else:
+        _check_enter(vm, req, host_path(where))
+    if not may(vm, req, CAP_SYS_CHROOT):
+        raise fail(errno.EPERM)
+    space = vm.spaces.of(req.tid)
+    vm.spaces.enter(req.tid, vm.spaces.get(space.table, where.path))
+    return DONE

@@ -10,8 +10,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
+from umvm.guest.interpreter import interpreter_of
 from umvm.guest.mounts import Mount, Where
 from umvm.guest.openfile import OpenFile
+from umvm.interfaces.filesystem import Attr
 from umvm.syscalls.context import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -95,7 +97,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     else:
         raise fail(errno.ELOOP)
     if not isinstance(vm.engine, Engine):
-        loader = vm.engine.load(req, program or where.path, executed, front)
+        plain = not vm.spaces.several and vm.spaces.first.plain
+        loader = vm.engine.load(req, program or where.host, executed, front) if plain else None
         if loader is not None:
             return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first and not where.changed:
@@ -128,17 +131,7 @@ def has_agent(vm: VirtualMachine) -> bool:
 def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
     """What the kernel is to execute for a file: None for a host file as it is, or a copy's path."""
     if where.mount is None:
-        head = _host_head(where.path)
-        if head.startswith(b"#!"):
-            script = parse_shebang(head)
-            if script is not None and may_execute(where.path):
-                inner = _try_locate(vm, req, script.interpreter)
-                renamed = where.changed or has_agent(vm)
-                if inner is not None and (inner.mount is not None or renamed):
-                    raise script
-        if head.startswith(b"\x7fELF\x01"):
-            raise fail(errno.ENOEXEC)  # 32-bit: its calls would be refused, exit among them
-        return None
+        return _host_program(vm, req, where)
     mount, inside = where.mount, where.inside
     caller = enter(vm, req)
     attr = look(where)
@@ -172,11 +165,51 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
     return vm.images.get(mount, inside, attr, lambda path: _interpreter(vm, req, path), fh)
 
 
+def _host_program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
+    """As `_program`, for a file of the host."""
+    head = _host_head(where.host)
+    if head.startswith(b"#!"):
+        script = parse_shebang(head)
+        if script is None:
+            return None
+        runs = may_execute(where.host)
+        inner = _try_locate(vm, req, script.interpreter)
+        if inner is None:
+            if runs and vm.spaces.of(req.tid).root != b"/":
+                locate(vm, req, AT_FDCWD, script.interpreter)  # fails; the host may have it
+        elif inner.mount is not None or (runs and (inner.changed or has_agent(vm))):
+            raise script
+        return None
+    if head.startswith(b"\x7fELF\x01"):
+        raise fail(errno.ENOEXEC)  # 32-bit: its calls would be refused, exit among them
+    space = vm.spaces.of(req.tid)
+    if space.plain and not space.table.all:
+        return None
+    name = interpreter_of(where.host) if head.startswith(b"\x7fELF") else None
+    if name is None or not may_execute(where.host):
+        return None
+    found = _interpreter(vm, req, name)
+    if found is None or _same_file(found, name):
+        return None
+    st = os.stat(where.host)
+    attr = Attr(
+        st.st_mode, ino=st.st_ino, size=st.st_size, mtime_ns=st.st_mtime_ns, ctime_ns=st.st_ctime_ns
+    )
+    return vm.images.get(None, where.host, attr, lambda path: found)
+
+
+def _same_file(a: bytes, b: bytes) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
 def _interpreter(vm: VirtualMachine, req: Request, path: bytes) -> bytes | None:
     """The copy of an ELF interpreter that lies in a mount; None: the host's is right."""
     where = locate(vm, req, AT_FDCWD, path)
     if where.mount is None:
-        return where.path if where.changed else None
+        return where.host if where.changed else None
     attr = look(where)
     permit(where.mount, attr, enter(vm, req), 1)
     return vm.images.get(where.mount, where.inside, attr, lambda path: None)

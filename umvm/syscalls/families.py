@@ -7,9 +7,9 @@ import importlib
 from umvm.syscalls.context import HANDLERS
 
 FAMILIES = (
-    "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "mapping", "mountcalls", "names",
-    "open",
-    "process", "restart", "seek", "sockets", "stat", "sync", "watch", "xattr",
+    "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "locklimit", "mapping",
+    "mountcalls", "names", "open", "process", "restart", "seek", "sockets", "stat", "sync",
+    "watch", "xattr",
 )  # fmt: skip
 
 for _family in FAMILIES:

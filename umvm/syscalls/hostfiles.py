@@ -17,6 +17,7 @@ from umvm.guest.mounts import Mount
 from umvm.interfaces.filesystem import Attr, Caller
 from umvm.interfaces.identity import Identity
 from umvm.owners.store import Seen
+from umvm.syscalls import readonly
 from umvm.syscalls.context import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -24,6 +25,7 @@ from umvm.syscalls.context import (
     Reply,
     Request,
     Where,
+    check_read_only,
     fail,
     host_path,
     locate,
@@ -79,6 +81,8 @@ class Place(NamedTuple):
     base: bytes = b""
     missing: bool = False
     slash: bool = False
+    bind: Mount | None = None
+    """The bind mount that it was found in."""
 
     @property
     def host(self) -> bytes:
@@ -97,6 +101,8 @@ def place_of_fd(vm: VirtualMachine, req: Request, fd: int) -> Place | None:
         return None
     if link is None:
         raise fail(errno.EBADF)
+    if vm.named(link) is None:
+        check_read_only(vm, req, fd)
     return Place(path, 0) if vm.named(link) is None and may_answer(vm, req) else None
 
 
@@ -131,19 +137,31 @@ def place_at(
     if where.mount is not None:
         return None
     kept = flags & AT_SYMLINK_NOFOLLOW
-    if not path.startswith(b"/") and where.path.endswith(b" (deleted)"):
+    if not path.startswith(b"/") and where.host.endswith(b" (deleted)"):
         base = b"cwd" if dirfd == AT_FDCWD else b"fd/%d" % dirfd  # a directory without a path
         return Place(b"/proc/%d/%s/%s" % (req.tid, base, path), kept)
     if where.last_dot and missing:
         return None  # no name to be made or removed
-    start = b"/" if path.startswith(b"/") else _base_link(vm, req, dirfd)
-    if path.startswith(_JUMPS) and not where.path.startswith(_JUMPS):
+    bind = where.bind
+    if bind is not None and bind.read_only and req.nr not in readonly.LOOKS:
+        return None  # the call's family says what is refused
+    if bind is not None and missing and where.path == bind.point:
+        return None  # EBUSY
+    start = _start(vm, req, bind) if path.startswith(b"/") else _base_link(vm, req, dirfd)
+    if path.startswith(_JUMPS) and not where.host.startswith(_JUMPS):
         start = b""  # a magic link jumps, wherever its target is
-    return Place(where.path, kept, start, where.missing, _slash(where))
+    return Place(where.host, kept, start, where.missing, _slash(where), bind)
+
+
+def _start(vm: VirtualMachine, req: Request, bind: Mount | None) -> bytes:
+    """Where the way of an absolute path begins on the host."""
+    if bind is not None:
+        return bind.bind or b"/"
+    return vm.spaces.of(req.tid).root
 
 
 def _slash(where: Where) -> bool:
-    return host_path(where) != where.path
+    return host_path(where) != where.host
 
 
 def _base_link(vm: VirtualMachine, req: Request, dirfd: int) -> bytes:
@@ -176,7 +194,7 @@ def _check_prefix(
         break
     else:
         where = None
-    target = start if where is None else where.path
+    target = start if where is None else where.host
     if where is None or where.mount is None:
         check_way(vm, identity, caller, Place(os.path.join(target, b"x"), 0, start))
     link = os.path.join(target, path[max(at, 0) :].strip(b"/").partition(b"/")[0])

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from umvm.guest.process import status
 from umvm.interfaces.filesystem import Attr
 from umvm.interfaces.identity import CAP_SETGID, Credentials, Identity
 from umvm.syscalls.context import DONE, Reply, Request, fail, signed
@@ -40,6 +41,13 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 def credentials(vm: VirtualMachine, tid: int, identity: Identity) -> Credentials:
     """The credentials that a guest thread has. OSError(ESRCH) when it is gone."""
     return vm.creds.get(tid)
+
+
+def may(vm: VirtualMachine, req: Request, capability: int) -> bool:
+    """Has the caller a capability in its effective set, as far as guests can see?"""
+    if vm.identity is not None:
+        return credentials(vm, req.tid, vm.identity).may(capability)
+    return bool(int(status(req.tid)[b"CapEff"], 16) >> capability & 1)
 
 
 def shown(vm: VirtualMachine, attr: Attr) -> Attr:

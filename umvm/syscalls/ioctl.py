@@ -9,7 +9,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from umvm.guest.openfile import OpenFile
-from umvm.syscalls.context import DONE, Reply, Request, enter, fail, handles, signed
+from umvm.syscalls.context import (
+    DONE,
+    Reply,
+    Request,
+    check_read_only,
+    enter,
+    fail,
+    handles,
+    signed,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -44,6 +53,7 @@ def sys_ioctl(vm: VirtualMachine, req: Request) -> Reply | None:
             raise fail(errno.EXDEV)
         if command in LOOPS and vm.files.of(req.tid, _source(req, command, arg)) is not None:
             raise fail(errno.EINVAL)
+        check_read_only(vm, req, signed(req.args[0]))
         return None
     if file.flags & os.O_PATH:
         raise fail(errno.EBADF)

@@ -15,7 +15,15 @@ SERVED = frozenset(
     "copy_file_range bind connect sendto sendmsg sendmmsg getsockname getpeername".split()
 )
 """Handled while anything is mounted or open: what decides isn't one path or one descriptor."""
-_WHEN = {**dict.fromkeys(ALWAYS, 1), **dict.fromkeys(SERVED, 2), "rt_sigreturn": 3}
+REDIRECTED = frozenset("chdir fchdir".split())
+"""Handled while a bind mount or another root shows files of the host at other paths."""
+_WHEN = {
+    **dict.fromkeys(ALWAYS, 1),
+    **dict.fromkeys(SERVED, 2),
+    "rt_sigreturn": 3,
+    **dict.fromkeys(REDIRECTED, 4),
+    **dict.fromkeys(("getrlimit", "setrlimit", "prlimit64"), 5),
+}
 """`umvm_call_kind.always` of core_accel/route.h; 3: where the frame shows an interrupted call."""
 MAX_PATHS = 2
 

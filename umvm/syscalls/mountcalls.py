@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from umvm.errors import Busy, NotFound, UmvmError
-from umvm.guest.mounts import Mount, Where
+from umvm.guest import bound
+from umvm.guest.mounts import Mount, Where, below
+from umvm.guest.spaces import Space
+from umvm.interfaces.identity import CAP_SYS_ADMIN
 from umvm.syscalls.context import (
     AT_FDCWD,
     DONE,
@@ -16,14 +20,16 @@ from umvm.syscalls.context import (
     fail,
     handles,
     locate,
+    look,
     run_host,
     signed,
 )  # fmt: skip
+from umvm.syscalls.identity import may
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_MOVE = 1, 32, 4096, 8192
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 1, 32, 4096, 8192, 16384
 MS_PROPAGATION = 0xF << 17  # unbindable, private, slave, shared
 MGC_VAL, MGC_MASK = 0xC0ED0000, 0xFFFF0000
 _FLAGS = {
@@ -62,19 +68,61 @@ def sys_mount(vm: VirtualMachine, req: Request) -> Reply | None:
         flags &= ~MGC_MASK
     fstype, source = _text(req, type_addr), _text(req, source_addr)
     where = locate(vm, req, AT_FDCWD, req.string(target_addr))
-    options = _options(req, data, flags)
+    space = vm.spaces.of(req.tid)
     if flags & MS_REMOUNT:
         return _remount(vm, where, flags)
-    if flags & (MS_BIND | MS_MOVE | MS_PROPAGATION):
+    if flags & MS_BIND:
+        return _bind(vm, req, os.fsencode(source), where, flags)
+    if flags & MS_PROPAGATION:
+        return _propagation(vm, req, where)
+    if flags & MS_MOVE:
         raise fail(errno.EPERM)
+    options = _options(req, data, flags)
     if not fstype:
         raise fail(errno.EINVAL)
     try:
-        vm.mount(_offered(vm, fstype), source or "none", where.path, options)
+        vm.mount(_offered(vm, fstype), source or "none", _target(space, where), options, space)
     except NotFound as error:
         raise fail(errno.ENODEV) from error
     except UmvmError as error:
         raise fail(_number(error)) from error
+    return DONE
+
+
+def _target(space: Space, where: Where) -> bytes:
+    path = space.inner(where.path)
+    if path is None:
+        raise fail(errno.EINVAL)  # outside the caller's root
+    return path
+
+
+def _bind(vm: VirtualMachine, req: Request, source: bytes, where: Where, flags: int) -> Reply:
+    """do_loopback() of fs/namespace.c: all options but MS_REC are ignored; MS_REC copies the bind
+    mounts below the source too. **Errors** EINVAL: no source, or it is in a served file system."""
+    space = vm.spaces.of(req.tid)
+    if not source:
+        raise fail(errno.EINVAL)
+    found = locate(vm, req, AT_FDCWD, source)
+    target = _target(space, where)
+    below_it = []
+    if flags & MS_REC:
+        below_it = [m for m in space.table.binds if m.point != found.path]
+        below_it = [m for m in below_it if below(found.path, m.point)]
+    bound.bind(vm, _target(space, found), target, {}, space)
+    for mount in below_it:
+        point = target.rstrip(b"/") + mount.point[len(found.path.rstrip(b"/")) :]
+        bound.bind(vm, _target(space, locate(vm, req, AT_FDCWD, mount.point)), point, {}, space)
+    return DONE
+
+
+def _propagation(vm: VirtualMachine, req: Request, where: Where) -> Reply:
+    """MS_PRIVATE and the like: views propagate nothing. **Errors** EPERM; EINVAL: no mount."""
+    if not may(vm, req, CAP_SYS_ADMIN):
+        raise fail(errno.EPERM)
+    mount = where.mount or where.bind
+    point = where.path == mount.point if mount is not None else os.path.ismount(where.host)
+    if not point and where.path != vm.spaces.of(req.tid).root:
+        raise fail(errno.EINVAL)
     return DONE
 
 
@@ -95,8 +143,8 @@ def _number(error: UmvmError) -> int:
 
 
 def _remount(vm: VirtualMachine, where: Where, flags: int) -> Reply:
-    mount = where.mount
-    if mount is None or where.inside != b"/":
+    mount = where.mount or where.bind
+    if mount is None or where.path != mount.point:
         raise fail(errno.EINVAL)
     read_only = bool(flags & MS_RDONLY)
     if read_only and not mount.read_only and _written(vm, mount):
@@ -104,6 +152,8 @@ def _remount(vm: VirtualMachine, where: Where, flags: int) -> Reply:
     mount.read_only = read_only
     kept = {key: value for key, value in mount.options.items() if key not in _FLAGS.values()}
     mount.options = {**kept, **{name: "" for bit, name in _FLAGS.items() if flags & bit}}
+    if mount.bind is not None:
+        vm.remounted()
     return DONE
 
 
@@ -120,12 +170,13 @@ def sys_umount2(vm: VirtualMachine, req: Request) -> Reply | None:
     if flags & ~(MNT_FORCE | MNT_DETACH | MNT_EXPIRE | UMOUNT_NOFOLLOW):
         raise fail(errno.EINVAL)
     where = locate(vm, req, AT_FDCWD, req.string(req.args[0]), not flags & UMOUNT_NOFOLLOW)
-    mount = where.mount
+    mount = where.mount or where.bind
+    space = vm.spaces.of(req.tid)
     if mount is None and os.geteuid() == 0:
         return run_host(vm, req, (0, where))  # it may be one of the host's
     if mount is None:
         raise fail(errno.EINVAL)
-    if where.inside != b"/":
+    if where.path != mount.point:
         raise fail(errno.EINVAL)
     if flags & MNT_EXPIRE:
         if flags & (MNT_FORCE | MNT_DETACH):
@@ -134,7 +185,7 @@ def sys_umount2(vm: VirtualMachine, req: Request) -> Reply | None:
             mount.expiring = True
             raise fail(errno.EAGAIN)
     try:
-        vm.umount(where.path, bool(flags & MNT_FORCE), bool(flags & MNT_DETACH))
+        vm.umount(_target(space, where), bool(flags & MNT_FORCE), bool(flags & MNT_DETACH), space)
     except Busy as error:
         raise fail(errno.EBUSY) from error
     except NotFound as error:
@@ -144,5 +195,34 @@ def sys_umount2(vm: VirtualMachine, req: Request) -> Reply | None:
 
 @handles("pivot_root")
 def sys_pivot_root(vm: VirtualMachine, req: Request) -> Reply | None:
-    """pivot_root(2): EPERM, since guests can't have another root."""
-    raise fail(errno.EPERM)
+    """pivot_root(2): all processes of the view that have the caller's root get the new one.
+
+    The old root shows what the host has there, without mounts of the VM.
+    **Errors** EPERM: no CAP_SYS_ADMIN; EBUSY: one of them is in the root's mount; EINVAL: the new
+    root is no mount point, or the place for the old root isn't below it, or that root is served.
+    """
+    if not may(vm, req, CAP_SYS_ADMIN):
+        raise fail(errno.EPERM)
+    new = locate(vm, req, AT_FDCWD, req.string(req.args[0]))
+    put = locate(vm, req, AT_FDCWD, req.string(req.args[1]))
+    for where in (new, put):
+        if not stat.S_ISDIR(
+            os.stat(where.host).st_mode if where.mount is None else look(where).mode
+        ):
+            raise fail(errno.ENOTDIR)
+    space = vm.spaces.of(req.tid)
+    old = vm.walk(b"/", space)
+    mount = new.mount or new.bind
+    if (old.mount or old.bind) in (mount, put.mount or put.bind):
+        raise fail(errno.EBUSY)
+    if mount is None or new.path != mount.point or not below(new.path, put.path):
+        raise fail(errno.EINVAL)
+    inner = vm.spaces.get(space.table, new.path)
+    bound.bind_found(vm, old, "/", inner.label(put.path), {}, inner)
+    for pid in vm.guest_pids():
+        try:
+            if vm.spaces.of(pid) is space:
+                vm.spaces.enter(pid, inner)
+        except OSError:
+            continue  # it has just ended
+    return DONE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from umvm.guest.mounts import SLASH_OK
+from umvm.guest.mounts import FOLLOW, SLASH_OK
 from umvm.guest.openfile import OpenFile
 from umvm.interfaces.filesystem import (
     RENAME_EXCHANGE,
@@ -179,6 +180,10 @@ def sys_link(vm: VirtualMachine, req: Request) -> Reply | None:
     if target.mount is None:
         if source is not None:
             raise fail(_host_error(target))
+        if origin is not None and origin.bind is not target.bind and target.missing:
+            raise fail(
+                errno.EXDEV if target.bind is None or not target.bind.read_only else errno.EROFS
+            )
         # without a path of its own the source, a descriptor, is as the guest gave it
         changed = [(2 * first + 1, target)] + ([(first, origin)] if origin is not None else [])
         return run_host(vm, req, *changed)
@@ -228,6 +233,9 @@ def _remove(
     where = locate(vm, req, dirfd, req.string(addr), False, True, SLASH_OK)
     mount, inside = where.mount, where.inside
     if mount is None:
+        root = vm.spaces.of(req.tid).root
+        if is_mount_point(where) or (where.path == root != b"/" and not where.last_dot):
+            raise fail(errno.EISDIR if not directory and is_host_dir(where) else errno.EBUSY)
         vm.engine.forget_paths()
         return run_host(vm, req, (index, where))
     if where.last_dot:
@@ -252,6 +260,19 @@ def _remove(
     else:
         _unlink(vm, mount, inside, attr)
     return DONE
+
+
+def is_mount_point(where: Where) -> bool:
+    """Is it the root of a bind mount, reached by its name?"""
+    return where.bind is not None and where.path == where.bind.point and not where.last_dot
+
+
+def is_host_dir(where: Where) -> bool:
+    """Is it a directory of the host?"""
+    try:
+        return stat.S_ISDIR(os.lstat(where.host).st_mode)
+    except OSError:
+        return False
 
 
 def _rmdir(vm: VirtualMachine, mount: Mount, inside: bytes, attr: Attr) -> None:
@@ -320,17 +341,24 @@ def sys_rename(vm: VirtualMachine, req: Request) -> Reply | None:
         raise fail(errno.EINVAL)
     source, source_long = _last_of(vm, req, olddir, req.string(old))
     target, target_long = _last_of(vm, req, newdir, req.string(new))
-    holder = _holder(vm, source)
-    if holder is not _holder(vm, target):
+    holder = _holder(vm, req, source)
+    if holder is not _holder(vm, req, target):
         raise fail(errno.EXDEV)
-    if holder is None and source.mount is None and target.mount is None:
-        vm.engine.forget_paths()
+    on_host = holder is None or holder.bind is not None
+    root = vm.spaces.of(req.tid).root
+    if on_host and source.mount is None and target.mount is None:
+        if not (source.last_dot or target.last_dot):
+            if is_mount_point(source) or is_mount_point(target):
+                raise fail(errno.EBUSY)
+            if root in (source.path, target.path) and root != b"/":
+                raise fail(errno.EBUSY)
+            vm.engine.forget_paths()
         return run_host(vm, req, (at, source), (2 * at + 1, target))
-    if source.last_dot or _is_root(source):
+    if source.last_dot or source.path == root:
         raise fail(errno.EBUSY)
-    if target.last_dot or _is_root(target):
+    if target.last_dot or target.path == root:
         raise fail(errno.EEXIST if flags & RENAME_NOREPLACE else errno.EBUSY)
-    if holder is None:
+    if holder is None or on_host:
         raise fail(errno.ENOENT if source.missing else errno.EBUSY)  # a mount point on the host
     writable(holder)
     if source_long or (target_long and not source.missing):
@@ -352,17 +380,14 @@ def _last_of(vm: VirtualMachine, req: Request, dirfd: int, path: bytes) -> tuple
         return where._replace(missing=True), True
 
 
-def _is_root(where: Where) -> bool:
-    return where.path == b"/"
-
-
-def _holder(vm: VirtualMachine, where: Where) -> Mount | None:
+def _holder(vm: VirtualMachine, req: Request, where: Where) -> Mount | None:
     """The mount that the name itself is in: a mount point's is the one beneath."""
-    mount = where.mount
-    if mount is None or where.inside != b"/" or where.last_dot or _is_root(where):
+    mount = where.mount or where.bind
+    space = vm.spaces.of(req.tid)
+    if mount is None or where.path != mount.point or where.last_dot or where.path == space.root:
         return mount
-    above: Where = vm.walk(parent(mount.point))
-    return above.mount
+    above = space.table.walk(os.getpid(), os.getpid(), b"/", parent(mount.point), FOLLOW, vm)
+    return above.mount or above.bind
 
 
 def _rename(

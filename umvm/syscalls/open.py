@@ -23,7 +23,6 @@ from umvm.syscalls.context import (
     fail,
     file_of,
     handles,
-    host_path,
     locate,
     look,
     nameless,
@@ -31,6 +30,7 @@ from umvm.syscalls.context import (
     signed,
     writable,
 )  # fmt: skip
+from umvm.syscalls.hostopen import HOW_SIZE, open_host
 from umvm.vfs.attributes import create_mode, without_set_ids
 from umvm.vfs.openflags import TMPFILE, How, how_of, how_of2
 from umvm.vfs.permission import WRITE, check_create, check_sticky_open, owns, permit
@@ -38,8 +38,6 @@ from umvm.vfs.permission import WRITE, check_create, check_sticky_open, owns, pe
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-HOW_SIZE = 24
-"""sizeof(struct open_how): flags, mode, resolve."""
 PAGE = 4096
 NR_OPEN, NR_CREAT, NR_OPENAT = 2, 85, 257
 _TRIES = 8
@@ -55,12 +53,12 @@ def open_at(
     if flags & TMPFILE:
         where = locate(vm, req, dirfd, path, not flags & os.O_NOFOLLOW, False, how.walk)
         if where.mount is None:
-            return _host(vm, req, where, how, index)
+            return open_host(vm, req, where, how, index)
         return _tmpfile(vm, req, where, how)
     for _ in range(_TRIES):
         where = _find(vm, req, dirfd, path, how)
         if where.mount is None:
-            return _host(vm, req, where, how, index)
+            return open_host(vm, req, where, how, index)
         vm.files.in_order(where.mount)
         try:
             if where.missing:
@@ -88,20 +86,6 @@ def _find(vm: VirtualMachine, req: Request, dirfd: int, path: bytes, how: How) -
     if where.mount is not None and where.slash and not where.last_dot and where.inside != b"/":
         raise fail(errno.EISDIR)
     return where
-
-
-def _host(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) -> Reply | None:
-    special = vm.proc.open(where.path, how.flags)
-    if special is not None:
-        return special
-    if not where.changed:
-        return None
-    changes: dict[int, int | bytes] = {index: host_path(where)}
-    if how.walk:  # openat2 of a path that has been resolved: the restrictions are met
-        how_text = struct.pack("<QQQ", how.flags, how.mode, 0)
-        changes = {0: AT_FDCWD, 1: host_path(where), 3: HOW_SIZE}
-        return req.rewrite({**changes, 2: (how_text, [])})
-    return req.rewrite(changes)
 
 
 def _create(vm: VirtualMachine, req: Request, where: Where, how: How) -> Reply:

@@ -41,7 +41,7 @@ from umvm.syscalls.hostfiles import (
     place_at,
     see,
 )  # fmt: skip
-from umvm.syscalls.open import HOW_SIZE
+from umvm.syscalls.hostopen import HOW_SIZE, note
 from umvm.syscalls.owners import drop_set_ids
 from umvm.vfs.attributes import create_mode
 from umvm.vfs.openflags import TMPFILE, How, how_of, how_of2
@@ -71,7 +71,7 @@ class _New:
     """A name that is to be made: where, and what it will belong to."""
 
     def __init__(self, vm: VirtualMachine, req: Request, identity: Identity, place: Place) -> None:
-        self.vm, self.identity, self.place = vm, identity, place
+        self.vm, self.req, self.identity, self.place = vm, req, identity, place
         self.caller: Caller = vm.procs.caller(req.tid)
         check_way(vm, identity, self.caller, place)
         self.directory: Attr = attr_of(directory_of(vm, identity, place))
@@ -206,7 +206,8 @@ def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | No
     if source is None:
         return None
     check_way(vm, identity, caller, source)
-    if _new(vm, req, identity, newdir, new) is not None:
+    made = _new(vm, req, identity, newdir, new)
+    if made is not None and made.place.bind is source.bind:
         attr = attr_of(see(vm, identity, source.path, source.flags))
         check_link_source(HOST, attr, caller)
     return None
@@ -293,6 +294,7 @@ def _create(new: _New, how: How) -> Reply | None:
     try:
         name = b"/proc/self/fd/%d" % fd
         new.own_seen(name, see(new.vm, new.identity, name), mode)
+        note(new.vm, new.req, fd, new.place.bind)
     except BaseException:
         os.close(fd)
         raise
@@ -379,7 +381,7 @@ def sys_rename(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
     if target is None:
         return None
     check_way(vm, identity, caller, target)
-    if source.missing:
+    if source.missing or source.bind is not target.bind:
         return None
     moved = see(vm, identity, source.path, AT_SYMLINK_NOFOLLOW)
     replaced = None if target.missing else see(vm, identity, target.path, AT_SYMLINK_NOFOLLOW)

@@ -266,10 +266,10 @@ def _head(where: Where) -> bytes:
         finally:
             mount.fs.release(where.inside, fh)
     else:
-        if not may_execute(where.path):
+        if not may_execute(where.host):
             raise fail(errno.EACCES)
         try:
-            fd = os.open(where.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = os.open(where.host, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except PermissionError:
             return b""
         try:
@@ -284,10 +284,10 @@ def _of(vm: VirtualMachine, identity: Identity, where: Where) -> rules.Program:
     mount = where.mount
     kept: dict[bytes, bytes] = {}
     if mount is None:
-        seen = see(vm, identity, where.path)
+        seen = see(vm, identity, where.host)
         mode, uid, gid = seen.mode, seen.uid, seen.gid
         kept = vm.owners.attributes_of(seen)
-        nosuid = bool(os.statvfs(where.path).f_flag & os.ST_NOSUID)
+        nosuid = bool(os.statvfs(where.host).f_flag & os.ST_NOSUID)
     else:
         attr = look(where)
         mode, uid, gid = attr.mode, *identity.owner(attr.uid & NONE, attr.gid & NONE)
@@ -296,7 +296,7 @@ def _of(vm: VirtualMachine, identity: Identity, where: Where) -> rules.Program:
         return rules.PLAIN
     try:
         if mount is None:
-            value = kept.get(_XATTR.encode()) or os.getxattr(where.path, _XATTR)
+            value = kept.get(_XATTR.encode()) or os.getxattr(where.host, _XATTR)
         else:
             value = mount.fs.getxattr(where.inside, _XATTR.encode())
         caps = rules.parse_capabilities(value)

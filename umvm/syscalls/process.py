@@ -9,13 +9,15 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
+from umvm.interfaces.identity import CAP_SYS_ADMIN
 from umvm.syscalls.context import DONE, Reply, Request, fail, handles
+from umvm.syscalls.identity import may
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
-PR_SET_DUMPABLE = 4
+PR_SET_DUMPABLE, UMASK = 4, 95
 
 
 def _no_new_view(flags: int) -> None:
@@ -26,9 +28,17 @@ def _no_new_view(flags: int) -> None:
 
 @handles("unshare")
 def sys_unshare(vm: VirtualMachine, req: Request) -> Reply | None:
-    """unshare(2): EPERM for mount and user namespaces."""
-    _no_new_view(req.args[0])
-    return None
+    """unshare(2): a mount namespace is a view of the guest's own, for guests that have
+    CAP_SYS_ADMIN; user namespaces are EPERM."""
+    flags = req.args[0]
+    if not flags & CLONE_NEWNS or flags & CLONE_NEWUSER or not may(vm, req, CAP_SYS_ADMIN):
+        _no_new_view(flags)
+        return None
+    from umvm.guest.children import unshare
+
+    unshare(vm, req.tid)
+    rest = flags & ~CLONE_NEWNS
+    return req.rewrite({0: rest}) if rest else DONE
 
 
 @handles("clone")
@@ -68,4 +78,6 @@ def sys_prctl(vm: VirtualMachine, req: Request) -> Reply | None:
 def sys_credentials(vm: VirtualMachine, req: Request) -> Reply | None:
     """The kernel changes the credentials; what we know of them is void."""
     vm.procs.forget(req.tid)
+    if req.nr != UMASK:
+        vm.engine.set_answers(False)
     return None

@@ -138,7 +138,7 @@ def _opens(index: int) -> _Rule:
         where = locate(vm, req, dirfd, req.string(arguments[index]), missing=True)
         if where.missing:
             return True
-        mode = os.stat(where.path).st_mode if where.mount is None else look(where).mode
+        mode = os.stat(where.host).st_mode if where.mount is None else look(where).mode
         return not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode)
 
     return rule

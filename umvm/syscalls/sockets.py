@@ -15,6 +15,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from umvm.guest.mounts import Where
+from umvm.syscalls import readonly
 from umvm.syscalls.context import (
     AT_FDCWD,
     DONE,
@@ -84,9 +85,11 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
     with copy:
         where = locate(vm, req, AT_FDCWD, name, False, True)
         if where.mount is None:
+            if where.bind is not None and where.bind.read_only:
+                readonly.check(req.nr, where)
             if not where.changed:
                 return None
-            address = _pack(host_path(where))
+            address = _pack(vm.short_path(host_path(where)))
             return req.rewrite({1: address, 2: len(address)})
         mount, inside = where.mount, where.inside
         if copy.getsockname():
@@ -113,7 +116,7 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
     """The address to use for a path that a guest wants to reach; None: as it is."""
     where: Where = locate(vm, req, AT_FDCWD, name)
     if where.mount is None:
-        return _pack(host_path(where)) if where.changed else None
+        return _pack(vm.short_path(host_path(where))) if where.changed else None
     caller = enter(vm, req)
     attr = where.attr or where.mount.fs.getattr(where.inside)
     check(where.mount, where.inside, caller, 2)
@@ -203,6 +206,15 @@ def _send_several(req: Request, heads: list[bytes], addresses: list[bytes | None
     return req.rewrite({1: (bytes(block) + texts, offsets), 2: len(heads)})
 
 
+def _name_given(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
+    """The name by which a guest knows a socket; None: the kernel's is right."""
+    given = vm.specials.given_name(name)
+    space = vm.spaces.of(req.tid)
+    if given is not None or space.plain or not name.startswith(b"/"):
+        return given
+    return space.label(space.view.shown(vm.long_path(name))[0])
+
+
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
     copy = _unix(req, signed(req.args[0]))
     if copy is None:
@@ -212,7 +224,7 @@ def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
             name = copy.getpeername() if peer else copy.getsockname()
         except OSError:
             return None
-    given = vm.specials.given_name(os.fsencode(name)) if isinstance(name, str) and name else None
+    given = _name_given(vm, req, os.fsencode(name)) if isinstance(name, str) and name else None
     if given is None:
         return None
     (room,) = struct.unpack("<i", req.read(req.args[2], 4))

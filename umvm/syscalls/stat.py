@@ -37,6 +37,7 @@ from umvm.syscalls.context import (
     target_empty,
 )  # fmt: skip
 from umvm.syscalls.identity import shown
+from umvm.syscalls.readonly import check_access
 from umvm.vfs.permission import EXEC, permit
 
 if TYPE_CHECKING:
@@ -241,9 +242,13 @@ def _access(
     if where.mount is not None:
         _permit_access(where.mount, where.inside, look(where), caller, mask)
         return DONE
-    if not where.changed or not may_answer(vm, req):
+    if not may_answer(vm, req):
+        check_access(where, mask)
         return run_host(vm, req, (index, where))
+    if not where.changed and (where.bind is None or not where.bind.read_only):
+        return None
     host_call(439, AT_FDCWD, host_path(where), mask, flags & ~AT_EMPTY_PATH)
+    check_access(where, mask)
     return DONE
 
 
@@ -296,7 +301,7 @@ def _readlink(
     else:
         where = locate(vm, req, dirfd, path, False)
         if where.mount is None:
-            special = vm.proc.readlink(where.path)
+            special = vm.proc.readlink(where.host, req.tid)
             if special is None:
                 if not where.changed or not may_answer(vm, req):
                     return run_host(vm, req, (index, where))
@@ -349,12 +354,26 @@ def _statfs(req: Request, mount: Mount, inside: bytes, out: int) -> Reply:
     return DONE
 
 
+def _statfs_host(vm: VirtualMachine, req: Request, where: Where) -> Reply | None:
+    """A file of the host: the supervisor sees the same, but for a read-only bind mount's flag."""
+    read_only = where.bind is not None and where.bind.read_only
+    if not read_only and not where.changed:
+        return None
+    buffer = ctypes.create_string_buffer(_STATFS.size)
+    host_call(137, host_path(where), buffer)
+    fields = list(_STATFS.unpack(buffer.raw))
+    if read_only:
+        fields[-1] |= ST_RDONLY
+    req.write(req.args[1], _STATFS.pack(*fields))
+    return DONE
+
+
 @handles("statfs")
 def sys_statfs(vm: VirtualMachine, req: Request) -> Reply | None:
     """statfs(2)."""
     where = locate(vm, req, AT_FDCWD, req.string(req.args[0]))
     if where.mount is None:
-        return run_host(vm, req, (0, where))
+        return _statfs_host(vm, req, where)
     return _statfs(req, where.mount, where.inside, req.args[1])
 
 
