@@ -26,7 +26,7 @@ from umvm.guest.images import Images
 from umvm.guest.marks import Marks
 from umvm.guest.mounts import FOLLOW, MISSING_OK, Mount, MountTable
 from umvm.guest.proc import Proc
-from umvm.guest.process import Processes, descendants, status
+from umvm.guest.process import Processes, descendants, same_rights, status
 from umvm.guest.shadow import Shadow
 from umvm.guest.spaces import DELETED, Space, Spaces
 from umvm.guest.specials import Specials
@@ -48,7 +48,6 @@ GENERIC = frozenset(
 )
 """Mount options that the VM itself takes; the rest goes to the file system."""
 SHUTDOWN_WAIT = 10.0
-SUN_PATH = 108
 
 
 class VirtualMachine:
@@ -271,17 +270,9 @@ class VirtualMachine:
             path = space.label(path)
         return path + DELETED if named.deleted else path
 
-    def short_path(self, path: bytes) -> bytes:
-        """A path on the host, or one with a link in it that fits into a socket's address."""
-        return path if len(path) < SUN_PATH else self.shadow.shortened(path)
-
-    def long_path(self, path: bytes) -> bytes:
-        """What `short_path` shortened."""
-        return self.shadow.whole(path)
-
     def first(self, paths: list[bytes]) -> list[bytes]:
         """The files that the first guest is to try to execute; `paths`: those of execvp(3)."""
-        if isinstance(self.engine, Engine):
+        if isinstance(self.engine, Engine) or self.spaces.redirects:
             return paths
         return self.engine.first(paths, self.walk)
 
@@ -304,14 +295,6 @@ class VirtualMachine:
         except (ValueError, TypeError, KeyError) as error:
             raise UmvmError(f"{fstype}: {error}") from error
         return self.mount_object(fs, fstype, source, target, options, module, space)
-
-    def host_source(self, source: str, space: Space) -> str:
-        """The path on the host of a mount's source that a guest names; others as they are."""
-        try:
-            found = self.walk(os.fsencode(source), space)
-        except OSError:
-            return source
-        return source if found.mount is not None else os.fsdecode(found.host)
 
     def mount_object(
         self, fs: FileSystem, fstype: str, source: str, target: bytes,
@@ -510,16 +493,6 @@ class VirtualMachine:
         self.shadow.close()
         if self._owners is not None:
             self._owners.close()
-
-
-def same_rights(pid: int) -> bool:
-    """Has a process our file system user and groups, and no other ids to change to?"""
-    fields = status(pid)
-    same = fields[b"Groups"].split() == status(os.getpid())[b"Groups"].split()
-    ids = (b"%d" % os.geteuid(), b"%d" % os.getegid())
-    return same and all(
-        set(fields[key].split()) == {own} for key, own in zip((b"Uid", b"Gid"), ids, strict=True)
-    )
 
 
 def kill(pid: int, number: int) -> None:

@@ -255,6 +255,33 @@ def test_the_programs_interpreter_is_the_roots(
     assert runner.umvm(["odd"], options=options).ok() == "ran\n"
 
 
+def test_the_kernels_file_systems(runner: Runner, root: Path) -> None:
+    """proc and the like, mounted in a root as its set-up scripts do; a program run by descriptor."""
+
+    def body() -> list[object]:
+        import ctypes
+        import os
+        import subprocess
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        at = os.open(os.environ["R"] + "/bin/cat", os.O_PATH)
+        os.chroot(os.environ["R"])
+        os.chdir("/")
+        os.mkdir("/proc")
+        out: list[object] = [libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(0), None)]
+        out += [os.readlink("/proc/self/root"), os.path.exists("/proc/self/fd/0")]
+        out += [libc.umount2(b"/proc", 0), os.listdir("/proc")]
+        for argv in (["cat", "/etc/only"], ["cat", "/etc/hostname"]):
+            if (pid := os.fork()) == 0:
+                os.execve(at, argv, {})
+            out.append(os.waitpid(pid, 0)[1])
+        return [*out, subprocess.run(["script", "x"], stdout=subprocess.PIPE, check=True).stdout]
+
+    ran = runner.umvm(body, env={"R": str(root)}, modules=AS_ROOT)
+    start = "here\ninner\n"
+    assert ran.ok() == f"{start}result [0, '/', True, 0, [], 0, 0, b'/bin/script x\\n/\\n']\n"
+
+
 def test_sockets_and_openat2(runner: Runner, root: Path) -> None:
     """Socket names are paths of the root however long its own path is; so are openat2's."""
     long = "n" * 40

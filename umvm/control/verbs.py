@@ -95,7 +95,9 @@ def _mount(vm: Any, args: _Arguments, fds: list[int]) -> object:
     space = _space(vm)
     source = args.text("source")
     if space and source.startswith("/") and args.text("type") != "bind":
-        source = vm.host_source(source, space["space"])
+        from umvm.guest.children import host_source
+
+        source = host_source(vm, source, space["space"])
     vm.mount(args.text("type"), source, args.path("target"), args.options(), **space)
     return None
 

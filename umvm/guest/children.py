@@ -139,3 +139,12 @@ def space_of_peer(vm: Any, pid: int | None) -> Space | None:
         return None
     space: Space = spaces.of(pid)
     return space
+
+
+def host_source(vm: VirtualMachine, source: str, space: Space) -> str:
+    """The path on the host of a mount's source that a guest names; others as they are."""
+    try:
+        found = vm.walk(os.fsencode(source), space)
+    except OSError:
+        return source
+    return source if found.mount is not None else os.fsdecode(found.host)

@@ -105,6 +105,16 @@ def status(tid: int) -> dict[bytes, bytes]:
     return fields
 
 
+def same_rights(pid: int) -> bool:
+    """Has a process our file system user and groups, and no other ids to change to?"""
+    fields = status(pid)
+    same = fields[b"Groups"].split() == status(os.getpid())[b"Groups"].split()
+    ids = (b"%d" % os.geteuid(), b"%d" % os.getegid())
+    return same and all(
+        set(fields[key].split()) == {own} for key, own in zip((b"Uid", b"Gid"), ids, strict=True)
+    )
+
+
 def children(pid: int) -> list[int]:
     """The child processes of a process, of all its threads (proc_pid_task_children(5))."""
     found: list[int] = []

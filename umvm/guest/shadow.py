@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from umvm.guest.watch import CloseWatch
 
 KINDS = (b"o", b"d", b"s", b"c", b"p", b"x", b"g", b"b")
+SUN_PATH = 108
 ROOMY = 256 << 20
 """Bytes that should be free: what guests map is kept there."""
 
@@ -116,8 +117,10 @@ class Shadow:
                 os.mkdir(end, 0o755)
         return place
 
-    def shortened(self, path: bytes) -> bytes:
-        """A shorter path to the same file, by a link to its directory."""
+    def short(self, path: bytes) -> bytes:
+        """A path that fits into a socket's address, if need be by a link to its directory."""
+        if len(path) < SUN_PATH:
+            return path
         directory, _, name = path.rpartition(b"/")
         link = self._links.get(directory)
         if link is None:
@@ -127,7 +130,7 @@ class Shadow:
         return link + b"/" + name
 
     def whole(self, path: bytes) -> bytes:
-        """The path that `shortened` made another one of; others as they are."""
+        """The path that `short` made another one of; others as they are."""
         if not path.startswith(self.path + b"/b/"):
             return path
         link, _, name = path.rpartition(b"/")

@@ -111,6 +111,11 @@ class Spaces:
         """Was there ever more than the first space?"""
         return len(self._all) > 1
 
+    @property
+    def redirects(self) -> bool:
+        """Can there be processes that find files of the host at other paths?"""
+        return self.several or not self.first.plain
+
     def get(self, table: MountTable, root: bytes) -> Space:
         """The space with this table and root, made if need be. **Errors** ENOMEM: too many."""
         with self._lock:

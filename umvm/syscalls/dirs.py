@@ -139,7 +139,7 @@ def sys_chdir(vm: VirtualMachine, req: Request) -> Reply | None:
     """chdir(2): the kernel's working directory becomes the placeholder of the served one."""
     where = locate(vm, req, AT_FDCWD, req.string(req.args[0]))
     if where.mount is None:
-        if not vm.spaces.first.plain or vm.spaces.several:
+        if vm.spaces.redirects:
             _check_enter(vm, req, host_path(where))
             vm.spaces.came_by(req.tid, where.bind)
         return run_host(vm, req, (0, where))

@@ -70,9 +70,9 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     name = path
     if not path and flags & AT_EMPTY_PATH:
         file = vm.files.of(req.tid, dirfd)
-        if file is None:
-            return None
         name = b"/dev/fd/%d" % dirfd
+        if file is None:
+            return _execute_fd(vm, req, dirfd)
         attr = attributes(file)
         inside = file.path
         where = Where(file.mount, full_path(file), inside, False, False, 0, True, attr, file)
@@ -97,8 +97,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     else:
         raise fail(errno.ELOOP)
     if not isinstance(vm.engine, Engine):
-        plain = not vm.spaces.several and vm.spaces.first.plain
-        loader = vm.engine.load(req, program or where.host, executed, front) if plain else None
+        host = program or where.host
+        loader = None if vm.spaces.redirects else vm.engine.load(req, host, executed, front)
         if loader is not None:
             return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first and not where.changed:
@@ -112,6 +112,23 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     if front:
         changes[at + 1] = _arguments(req, a[at + 1], front)
     return req.rewrite(changes)
+
+
+def _execute_fd(vm: VirtualMachine, req: Request, fd: int) -> Reply | None:
+    """fexecve(3) of a host's program: the kernel's, unless the view has another interpreter."""
+    if vm.spaces.of(req.tid).plain:
+        return None
+    link = b"/proc/%d/fd/%d" % (req.tid, fd)
+    where = Where(None, link, link, False, False, 0, False, host=link)
+    try:
+        program = _host_program(vm, req, where)
+    except Shebang:
+        if vm.spaces.of(req.tid).root == b"/":
+            return None
+        raise fail(errno.ENOENT) from None  # the kernel would take the host's interpreter
+    if program is None:
+        return None
+    return req.rewrite({6: 59, 0: program, 1: req.args[2], 2: req.args[3]})
 
 
 def may_execute(path: bytes) -> bool:

@@ -36,6 +36,11 @@ _FLAGS = {
     1: "ro", 2: "nosuid", 4: "nodev", 8: "noexec", 16: "sync", 1024: "noatime", 2048: "nodiratime",
     1 << 21: "relatime", 1 << 24: "strictatime",
 }  # fmt: skip
+_KERNELS = {
+    "proc": b"/proc", "sysfs": b"/sys", "devtmpfs": b"/dev", "devpts": b"/dev/pts",
+    "mqueue": b"/dev/mqueue", "cgroup2": b"/sys/fs/cgroup", "securityfs": b"/sys/kernel/security",
+}  # fmt: skip
+"""Types of the kernel's that a guest gets by seeing the host's own mount."""
 _LIKE = {"tmpfs": "memory", "ramfs": "memory"}
 MNT_FORCE, MNT_DETACH, MNT_EXPIRE, UMOUNT_NOFOLLOW = 1, 2, 4, 8
 _OPTIONS_MAX = 4096
@@ -80,12 +85,23 @@ def sys_mount(vm: VirtualMachine, req: Request) -> Reply | None:
     options = _options(req, data, flags)
     if not fstype:
         raise fail(errno.EINVAL)
+    there = _KERNELS.get(fstype)
+    if there is not None and os.path.isdir(there):
+        return _kernels(vm, where, there, flags, space)
     try:
         vm.mount(_offered(vm, fstype), source or "none", _target(space, where), options, space)
     except NotFound as error:
         raise fail(errno.ENODEV) from error
     except UmvmError as error:
         raise fail(_number(error)) from error
+    return DONE
+
+
+def _kernels(vm: VirtualMachine, where: Where, there: bytes, flags: int, space: Space) -> Reply:
+    """A file system of the kernel's, of which the host's own mount is shown."""
+    host = Where(None, there, there, False, False, 0, False, host=there)
+    options = {"ro": ""} if flags & MS_RDONLY else {}
+    bound.bind_found(vm, host, os.fsdecode(there), _target(space, where), options, space)
     return DONE
 
 

@@ -89,7 +89,7 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
                 readonly.check(req.nr, where)
             if not where.changed:
                 return None
-            address = _pack(vm.short_path(host_path(where)))
+            address = _pack(vm.shadow.short(host_path(where)))
             return req.rewrite({1: address, 2: len(address)})
         mount, inside = where.mount, where.inside
         if copy.getsockname():
@@ -116,7 +116,7 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
     """The address to use for a path that a guest wants to reach; None: as it is."""
     where: Where = locate(vm, req, AT_FDCWD, name)
     if where.mount is None:
-        return _pack(vm.short_path(host_path(where))) if where.changed else None
+        return _pack(vm.shadow.short(host_path(where))) if where.changed else None
     caller = enter(vm, req)
     attr = where.attr or where.mount.fs.getattr(where.inside)
     check(where.mount, where.inside, caller, 2)
@@ -212,7 +212,7 @@ def _name_given(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
     space = vm.spaces.of(req.tid)
     if given is not None or space.plain or not name.startswith(b"/"):
         return given
-    return space.label(space.view.shown(vm.long_path(name))[0])
+    return space.label(space.view.shown(vm.shadow.whole(name))[0])
 
 
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
