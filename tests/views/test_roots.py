@@ -344,6 +344,37 @@ def test_maps_and_exec(runner: Runner, root: Path, tmp_path: Path) -> None:
     assert ran.ok() == "/\nhere\n" and running.wait(20) == 0
 
 
+def test_root_with_owners(runner: Runner, root: Path, tmp_path: Path) -> None:
+    """--fakeroot in a root with a bind mount: as the host's root has it."""
+    for program in ("id", "touch", "chown", "chmod", "mknod", "cp", "mv"):
+        install(root, program)
+    (root / "m").mkdir()
+    source = tmp_path / "s"
+    source.mkdir()
+    script = """
+        id -u; touch /f; chown 33:44 /f; stat -c '%u:%g %a' /f; chown 5:6 /m; cd /m; touch g
+        chown 7:8 g; stat -c %u:%g g /m/g ../m/g .; ln -s /f l; stat -L -c %u:%g l; readlink l
+        cp -p /f h; stat -c %u:%g h; mv h /d/h; stat -c %u:%g ../d/h; chmod 4755 g; stat -c %a g
+        chown -R 9:9 /d; stat -c %u:%g /d/e /d/h; mknod /null c 1 3; stat -c '%F %t %T' /null
+        ln g k; stat -c '%u:%g %h' k; ln g /d/g || echo apart; rm g; ls; cat /etc/only
+    """
+    options = ["--root", str(root), "--bind", f"{source}:/m"]
+    vm = runner.umvm(["sh", "-c", f"exec 2>&1; {script}"], options=[*options, "--fakeroot"])
+    lines = vm.ok().splitlines()
+    assert lines[:8] == ["0", "33:44 644", "7:8", "7:8", "7:8", "5:6", "33:44", "/f"]
+    assert lines[8:15] == [
+        "33:44",
+        "33:44",
+        "4755",
+        "9:9",
+        "9:9",
+        "character special file 1 3",
+        "7:8 2",
+    ]
+    assert lines[-4:] == ["apart", "k", "l", "here"] and "cross-device" in lines[-5].lower()
+    assert {path.name for path in source.iterdir()} == {"k", "l"}
+
+
 def test_errors(runner: Runner, tmp_path: Path) -> None:
     for options, status in (
         (["--root", str(tmp_path / "gone")], 3), (["--root", "/etc/passwd"], 20),
