@@ -5,9 +5,9 @@
    the host) are the kernel's. */
 #ifndef UMVM_ROUTE_H
 #define UMVM_ROUTE_H
+#include "kernel.h" /* first: it asks for _GNU_SOURCE */
 #include "agent/layout.h"
 #include "hostlook.h"
-#include "kernel.h"
 #include "pathwalk.h"
 #include <linux/fs.h>
 #include <linux/loop.h>
