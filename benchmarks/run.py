@@ -1,4 +1,7 @@
-"""All benchmarks, one after the other: `./dev bench [NAME…]`. Names: start, calls, agent."""
+"""All benchmarks, one after the other: `./dev bench [NAME…]`.
+
+Names: start, calls, agent, fakeroot.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("start", "calls", "agent")
+NAMES = ("start", "calls", "agent", "fakeroot")
 
 
 def main() -> None:

@@ -104,6 +104,22 @@ static long umvm_text(struct umvm_hostcall *c, uint64_t addr)
     return n;
 }
 
+/* "/proc/self/fd/N", by which libraries name a descriptor: N; −1: it isn't that. */
+static int umvm_named_fd(const char *text, long n)
+{
+    static const char prefix[] = "/proc/self/fd/";
+    const long skip = sizeof prefix - 1;
+    int fd = 0;
+    if (n <= skip || n > skip + 7 || memcmp(text, prefix, skip))
+        return -1;
+    for (long i = skip; i < n; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return -1;
+        fd = 10 * fd + text[i] - '0';
+    }
+    return fd;
+}
+
 static int umvm_find(struct umvm_hostcall *c, int dirfd, uint64_t addr, int flags, unsigned mask)
 {
     const char *text = c->path->text;
@@ -113,7 +129,8 @@ static int umvm_find(struct umvm_hostcall *c, int dirfd, uint64_t addr, int flag
         return n == -EPERM ? -1 - UMVM_TO_PYTHON : -1 - UMVM_PASS;
     if (n == 0)
         return flags & AT_EMPTY_PATH ? umvm_find_fd(c, dirfd, mask) : -1 - UMVM_PASS;
-    return umvm_find_text(c, dirfd, text, n, flags, mask);
+    int fd = flags & AT_SYMLINK_NOFOLLOW ? -1 : umvm_named_fd(text, n);
+    return fd >= 0 ? umvm_find_fd(c, fd, mask) : umvm_find_text(c, dirfd, text, n, flags, mask);
 }
 
 /* The directory that a new name, or one to be removed, is in. */
