@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     command = wish.command or [os.environ.get("SHELL") or "/bin/sh"]
     how = "real" if wish.options["unknown"] == "real" else "root"
     environment = {"FAKEROOTKEY": f"umvm{os.getpid()}", "FAKED_MODE": f"unknown-is-{how}"}
-    engine = os.environ.get("UMVM_ENGINE") or "notify"
+    engine = os.environ.get("UMVM_ENGINE") or "auto"
     try:
         return run_vm(command, identity=wish.options, env=environment, engine=engine)
     except OSError as error:
