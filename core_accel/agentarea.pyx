@@ -52,6 +52,8 @@ cdef extern from "agent/layout.h":
     struct umvm_ids:
         uint32_t valid
         uint32_t ids[8]
+    struct umvm_owners_hint:
+        uint32_t on
     struct umvm_route_area:
         uint64_t stamp
         uint64_t shadow_dev
@@ -71,6 +73,7 @@ cdef extern from "agent/layout.h":
         uint16_t text_index[8192]
         umvm_text texts[4096]
         char views[12][16384]
+        umvm_owners_hint owners
     struct umvm_mailbox:
         uint32_t owner
         uint32_t count
@@ -205,6 +208,15 @@ cdef class Area:
         """The marks by which agents see that a call of theirs was answered (Engine.set_answered)."""
         start = <unsigned char *>self.state.answered - self._memory
         return memoryview(self._map)[start:start + UMVM_GATES]
+
+    def owners(self):
+        """What agents know of owners (Owners.set_hint)."""
+        start = <unsigned char *>&self.route.owners - self._memory
+        return memoryview(self._map)[start:start + sizeof(umvm_owners_hint)]
+
+    def no_owners(self):
+        """Agents ask about all calls on owners."""
+        self.route.owners.on = 0
 
     def set_view(self, points, names):
         """The mount points [(path, id)] in mount order; ``names`` are further last components that

@@ -7,6 +7,7 @@
 #ifndef UMVM_OWNERS_H
 #define UMVM_OWNERS_H
 #include "kernel.h"
+#include "ownerhint.h"
 #include "pathwalk.h"
 #include <linux/stat.h>
 #include <pthread.h>
@@ -30,8 +31,6 @@ struct umvm_owner {
 
 #define UMVM_REAL_UNKNOWN 0xFFFF /* a real_mode that is to be learnt */
 
-enum { UMVM_UNKNOWN_OWN = 0, UMVM_UNKNOWN_REAL = 1, UMVM_UNKNOWN_ALL = 2 };
-
 struct umvm_owners_area {
     uint64_t magic, seq; /* odd while the table is being changed */
     uint64_t at, slots;  /* where the entries begin, bytes; their number, a power of two */
@@ -52,6 +51,7 @@ struct umvm_owners {
     int fd;
     size_t room; /* bytes of address space */
     uint64_t proc_dev;
+    struct umvm_owners_hint *hint; /* for agents, or 0 */
     pthread_mutex_t lock;
 };
 
@@ -86,12 +86,6 @@ static int umvm_owners_open(struct umvm_owners *o)
     o->proc_dev = stat("/proc", &st) == 0 ? st.st_dev : 0;
     pthread_mutex_init(&o->lock, 0);
     return 0;
-}
-
-static inline uint64_t umvm_owner_hash(uint64_t dev, uint64_t ino)
-{
-    uint64_t h = (ino ^ dev << 40 ^ dev >> 8) * 0x9e3779b97f4a7c15ull;
-    return h ^ h >> 29;
 }
 
 static struct umvm_owner *umvm_owner_slot(struct umvm_owners_area *a, uint64_t dev, uint64_t ino)
@@ -159,8 +153,26 @@ static inline void umvm_owners_begin(struct umvm_owners *o)
     __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
 }
 
+static inline void umvm_owners_tell(struct umvm_owners *o)
+{
+    const struct umvm_owners_area *a = o->area;
+    struct umvm_owners_hint *h = o->hint;
+    h->unknown = a->unknown;
+    h->own_uid = a->own_uid;
+    h->own_gid = a->own_gid;
+    h->as_uid = a->as_uid;
+    h->as_gid = a->as_gid;
+    h->new_differ = a->new_differ;
+    h->special = a->special;
+    h->xattrs = a->xattrs;
+    h->proc_dev = o->proc_dev;
+    __atomic_store_n(&h->on, a->plain && !a->split, __ATOMIC_RELEASE);
+}
+
 static inline void umvm_owners_end(struct umvm_owners *o)
 {
+    if (o->hint)
+        umvm_owners_tell(o);
     __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
     pthread_mutex_unlock(&o->lock);
 }
@@ -251,6 +263,8 @@ static struct umvm_owner *umvm_owner_make(struct umvm_owners *o, const struct um
     a->known++;
     uint16_t changed = e->flags & UMVM_CHANGED;
     memset(e, 0, sizeof *e);
+    if (o->hint)
+        umvm_hint_add(o->hint, r->dev, r->ino);
     e->dev = r->dev;
     e->ino = r->ino;
     e->guard = r->guard;

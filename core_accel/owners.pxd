@@ -10,11 +10,15 @@ cdef extern from "owners.h":
     struct umvm_owners_area:
         uint64_t slots, known, used, changes, special, xattrs
         uint32_t own_uid, own_gid, as_uid, as_gid, unknown, plain, split, new_differ, logged
+    struct umvm_owners_hint:
+        uint64_t owned[8]
     struct umvm_owners:
         umvm_owners_area *area
         int fd
+        umvm_owners_hint *hint
 
 
 cdef class Owners:
     cdef umvm_owners table
+    cdef object area
     cdef _set(self, values, int flags)

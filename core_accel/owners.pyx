@@ -16,6 +16,7 @@ cdef extern from "owners.h":
         int fd, flags, owned
         char *path
     int umvm_owners_open(umvm_owners *) nogil
+    void umvm_hint_add(umvm_owners_hint *, uint64_t, uint64_t) nogil
     void umvm_owners_begin(umvm_owners *) nogil
     void umvm_owners_end(umvm_owners *) nogil
     umvm_owner *umvm_owner_slots(const umvm_owners_area *) nogil
@@ -105,12 +106,37 @@ cdef class Owners:
 
     def set_guests(self, bint plain, bint new_differ):
         """Are guests root unless marked, and is what they make not shown as theirs by itself?"""
+        umvm_owners_begin(&self.table)
         self.table.area.plain = plain
         self.table.area.new_differ = new_differ
+        umvm_owners_end(&self.table)
 
     def set_split(self, bint split):
         """Do threads of any process differ in their credentials?"""
+        umvm_owners_begin(&self.table)
         self.table.area.split = split
+        umvm_owners_end(&self.table)
+
+    def set_hint(self, area not None, numbers):
+        """Writable memory that agents see (Area.owners), and the calls it is for."""
+        cdef unsigned char[::1] view = area
+        cdef umvm_owners_hint *hint = <umvm_owners_hint *>&view[0]
+        cdef umvm_owner *e
+        cdef uint64_t bits[8]
+        cdef uint64_t i
+        memset(bits, 0, sizeof(bits))
+        for nr in numbers:
+            bits[nr // 64] |= <uint64_t>1 << (nr % 64)
+        self.area = view  # keeps it
+        umvm_owners_begin(&self.table)
+        for i in range(self.table.area.slots):
+            e = &umvm_owner_slots(self.table.area)[i]
+            if e.ino or e.dev:
+                umvm_hint_add(hint, e.dev, e.ino)
+        for i in range(8):
+            hint.owned[i] = bits[i]
+        self.table.hint = hint
+        umvm_owners_end(&self.table)
 
     def set_logged(self, bint wanted):
         """Is `changed` going to be asked?"""

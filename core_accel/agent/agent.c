@@ -342,6 +342,8 @@ static NOINLINE int with_ids(struct regs *r)
     return 1;
 }
 
+#include "owners.h"
+
 static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
 {
     struct part q;
@@ -383,6 +385,8 @@ __attribute__((used)) int decide(struct regs *r)
         return RUN;
     if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP)
         return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
+    if (OWNERS->on && OWNERS->owned[nr / 64] >> (nr % 64) & 1)
+        return with_owned(r, k);
     if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
         if (ROUTE->identity && with_ids(r))
             return DONE;

@@ -6,6 +6,7 @@
    nothing of the guest's can come to lie there. Guests can't write but the state. */
 #ifndef UMVM_AGENT_LAYOUT_H
 #define UMVM_AGENT_LAYOUT_H
+#include "../ownerhint.h"
 #include <stdint.h>
 
 #define UMVM_AGENT_BASE 0x70000000u
@@ -108,6 +109,7 @@ struct umvm_route_area {
     char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
     struct umvm_ids ids[UMVM_AGENT_IDS] __attribute__((aligned(4096)));
+    struct umvm_owners_hint owners __attribute__((aligned(4096)));
 };
 _Static_assert(sizeof(struct umvm_route_area) <= UMVM_STATE - UMVM_ROUTE, "the areas overlap");
 

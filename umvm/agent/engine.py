@@ -181,6 +181,10 @@ class AgentEngine:
     def set_owners(self, owners: Owners | None, numbers: Iterable[int]) -> None:
         """As `Engine.set_owners`."""
         self._owned = set(numbers)
+        if owners is not None:
+            owners.set_hint(self.agent.area.owners(), self._owned)
+        else:
+            self.agent.area.no_owners()
         self._engine.set_owners(owners, self._owned)
         self._tell_hooks()
 
