@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Hook = Callable[[Request], Reply | None]
+_CLONES = ("clone", "clone3")
 _EXEC = ("execve", "execveat")
 _QUICK = (
     "getuid geteuid getgid getegid getresuid getresgid getgroups kill tkill tgkill rt_sigqueueinfo "
@@ -43,6 +44,8 @@ class Calls:
         self._hooks: dict[int, list[Hook]] = {}
         self._logged: set[tuple[object, ...]] = set()
         self._handlers: list[Any] = []
+        self._asked: Iterable[int] = ()
+        self._clones: set[int] = set()
 
     def commit(
         self,
@@ -61,7 +64,9 @@ class Calls:
         }
         quick: set[int] = set()
         owned: set[int] = set()
+        clones: set[int] = set()
         if active is not None:
+            clones = {table.nr(call) for call in _CLONES}
             owned = self._identify(numbers, active)
             hooked = {table.nr(call) for name in hooks for call in expand((name,))}
             quick = {table.nr(call) for call in _QUICK} - hooked
@@ -78,7 +83,15 @@ class Calls:
         with self._events.switched(watching):
             self._seen = self._events.seen if watching else None
             self._vm.engine.set_owners(self._vm.owners.table if owned else None, owned)
-            self._vm.engine.set_hooks(table.trapped_numbers() if watching else set(numbers) - owned)
+            self._asked = table.trapped_numbers() if watching else set(numbers) - owned
+            self._clones = {number for number in clones if len(numbers[number]) == 1}
+            self.watch_clones(watching)
+
+    def watch_clones(self, on: bool) -> None:
+        """Ask about new threads and processes, too: an identity wants to know only now and then."""
+        self._vm.engine.set_hooks(
+            set(self._asked) | self._clones if on else set(self._asked) - self._clones
+        )
 
     def _identify(self, numbers: dict[int, list[Hook]], active: Identity) -> set[int]:
         """Add what an identity answers; the calls that the engine may answer for it."""

@@ -167,6 +167,7 @@ class VirtualMachine:
         if bool(self.creds.splits) == self._quick_on and self._quick:
             self._quick_on = not self.creds.splits
             self.engine.set_identity(self._quick if self._quick_on else ())
+            self.calls.watch_clones(not self._quick_on)
 
     @property
     def owners(self) -> Store:
