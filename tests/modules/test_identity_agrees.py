@@ -182,6 +182,23 @@ def test_tracing_asks_the_ids_inside(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_another_users_memory_is_private(runner: Runner, engine: str) -> None:
+    body = """
+    sleep 30 & theirs=$!
+    cat /proc/$theirs/environ >/dev/null && echo root reads
+    setpriv --reuid=33 --regid=33 --clear-groups sh -c '
+        cat /proc/'$theirs'/environ 2>&1; head -c 1 /proc/'$theirs'/mem 2>&1
+        head -c 1 /proc/self/environ >/dev/null && cat /proc/$$/environ >/dev/null && echo mine'
+    kill $theirs
+    """
+    results = [runner.umvm(body, modules=["ident"], options=["--engine", engine])]
+    results += [runner.run(argv_of(body))] if ROOT else []
+    for result in results:
+        shown = [line.rpartition(": ")[2] for line in result.ok().splitlines()]
+        assert shown == ["root reads", "Permission denied", "Permission denied", "mine"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_root_lowers_its_oom_score(umvm_run: Run, engine: str) -> None:
     body = """
     cat /proc/self/oom_score_adj | wc -l; echo -500 >/proc/$$/oom_score_adj

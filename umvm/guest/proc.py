@@ -62,9 +62,12 @@ class Proc:
         return self._vm.shown(text, space)
 
     def open(self, path: bytes, flags: int, tid: int) -> Reply | None:
-        """Open a table that has to be changed, read-only; None: the kernel opens it."""
+        """Open a table that has to be changed, read-only; None: the kernel opens it. **Errors**
+        EACCES: another user's, which thread `tid` may not see."""
         if not path.startswith(b"/proc/"):
             return None
+        if not flags & os.O_PATH:
+            procidentity.check_private(self._vm, tid, path)
         if path.endswith(oomscore.NAME) and self._vm.identity is not None:
             return self.scores.open(path, flags)
         if flags & (os.O_ACCMODE | os.O_PATH):

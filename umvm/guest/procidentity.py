@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -16,9 +17,10 @@ from umvm.interfaces.identity import Credentials
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-NAMES = (b"status", b"auxv", b"limits", b"oom_score_adj")
+NAMES = (b"status", b"auxv", b"limits", b"oom_score_adj", b"environ", b"mem")
 """Files that read otherwise, as the engine has to know them."""
 _FILE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(status|auxv|limits)")
+_PRIVATE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(auxv|environ|mem|maps|smaps|numa_maps)")
 _OF_PROCESS = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?(/.*)?", re.DOTALL)
 _FIELD = re.compile(rb"(?m)^(\w+):\t(.*)$")
 _LIMIT = struct.Struct("26s21s21s")
@@ -48,6 +50,17 @@ def text(vm: VirtualMachine, path: bytes) -> bytes | None:
         return _FILES[found[3]](vm, tid, original)
     except OSError:
         return None
+
+
+def check_private(vm: VirtualMachine, tid: int, path: bytes) -> None:
+    """What only somebody who may trace a process reads of it (ptrace(2)). **Errors** EACCES."""
+    found = _PRIVATE.fullmatch(path)
+    if found is None or vm.identity is None:
+        return
+    from umvm.syscalls.signals import may_trace
+
+    if not may_trace(vm, tid, vm.identity, int(found[2] or found[1]), real=False):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _status(vm: VirtualMachine, tid: int, original: bytes) -> bytes:

@@ -156,11 +156,11 @@ def _pid_of(req: Request, fd: int) -> int:
 
 
 def may_trace(
-    vm: VirtualMachine, req: Request, identity: Identity, target: int, real: bool = True
+    vm: VirtualMachine, tid: int, identity: Identity, target: int, real: bool = True
 ) -> bool:
-    """ptrace_may_access(): by the real ids (`real`), or by those for files."""
+    """ptrace_may_access() by a thread: by its real ids (`real`), or by those for files."""
     try:
-        me, own = whose(vm, req.tid, identity)
+        me, own = whose(vm, tid, identity)
         tgid, other = whose(vm, target, identity)
     except (OSError, KeyError):
         return True  # the kernel says that it is gone
@@ -178,7 +178,7 @@ def may_trace(
 @handles("ptrace")
 def sys_ptrace(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """ptrace(PTRACE_ATTACH), ptrace(PTRACE_SEIZE). **Errors** EPERM."""
-    if not may_trace(vm, req, identity, signed(req.args[1])):
+    if not may_trace(vm, req.tid, identity, signed(req.args[1])):
         raise fail(errno.EPERM)
     return None
 
@@ -187,7 +187,7 @@ def sys_ptrace(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
 def sys_pidfd_getfd(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """pidfd_getfd(2). **Errors** EPERM."""
     pid = _pid_of(req, signed(req.args[0]))
-    if pid and not may_trace(vm, req, identity, pid):
+    if pid and not may_trace(vm, req.tid, identity, pid):
         raise fail(errno.EPERM)
     return None
 
@@ -195,6 +195,6 @@ def sys_pidfd_getfd(vm: VirtualMachine, req: Request, identity: Identity) -> Rep
 @handles("process_vm_readv", "process_vm_writev")
 def sys_process_vm(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """process_vm_readv(2), process_vm_writev(2). **Errors** EPERM."""
-    if not may_trace(vm, req, identity, signed(req.args[0])):
+    if not may_trace(vm, req.tid, identity, signed(req.args[0])):
         raise fail(errno.EPERM)
     return None
