@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 _EXEC = ("execve", "execveat")
 _IDS = ("getuid", "geteuid", "getgid", "getegid")
 _EXECVE = nr("execve")
+_OWN = (
+    rb"^[0-9a-f]+(?:-[0-9a-f]+)? [^\n]*%s/(?:l/\d\d|area)(?: [^\n]*)?\n"
+    rb"(?:(?![0-9a-f]+(?:-[0-9a-f]+)? )[^\n]*\n)*"
+)
+"""Mappings of the loader and the area in maps, smaps (with the lines that follow) and numa_maps."""
 _CHDIR = ("chdir", "fchdir")
 _MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
 
@@ -53,6 +59,7 @@ class AgentEngine:
         cache = default_directory()
         self._hooks: set[int] = set()
         self._loaders = shadow + b"/l/"
+        self._own_mappings = re.compile(_OWN % re.escape(shadow), re.MULTILINE)
         self.agent = Agent(shadow, os.fsencode(cache))
         self.patcher = Patcher(self.agent.area, cache) if must_patch else self._patcher(cache)
         self._handler = handler
@@ -132,8 +139,10 @@ class AgentEngine:
         return self.agent.load(req.tid, program, name, front)
 
     def unpatched(self, maps: bytes) -> bytes:
-        """As `Patcher.unpatched`."""
-        return maps if self.patcher is None else self.patcher.unpatched(maps)
+        """A file of /proc that tells of mappings, without the loader and the area, and with the
+        original files in place of patched copies."""
+        shown = self._own_mappings.sub(b"", maps)
+        return shown if self.patcher is None else self.patcher.unpatched(shown)
 
     # --- as Engine -------------------------------------------------------------------------------
 

@@ -96,9 +96,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
             where = locate(vm, req, AT_FDCWD, name)
     else:
         raise fail(errno.ELOOP)
-    if not isinstance(vm.engine, Engine):
-        host = program or where.host
-        loader = None if vm.spaces.redirects else vm.engine.load(req, host, executed, front)
+    if program is None and not isinstance(vm.engine, Engine) and not vm.spaces.redirects:
+        loader = vm.engine.load(req, where.host, executed, front)
         if loader is not None:
             return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first and not where.changed:
