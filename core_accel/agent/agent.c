@@ -342,7 +342,23 @@ static NOINLINE int with_ids(struct regs *r)
     return 1;
 }
 
+<<<<<<< HEAD
 #include "owners.h"
+=======
+/* A handler returns. The supervisor looks at the frame if a call that it was asked about by unpatched code may have been
+   interrupted before it saw it (syscalls/restart.py); the frame is where the guest's stack pointer was, so the call is
+   made at a gate that the entry jumps to instead of the stub. */
+static NOINLINE int with_sigreturn(struct regs *r)
+{
+    enum { REST = sizeof *r + 8 + 128, RAX = 144, RIP = 168 }; /* entry.h; struct ucontext in asm/sigcontext.h */
+    uint64_t frame = (uint64_t)r + REST;
+    if (SELF->sandboxed || !readable(frame, RIP + 8) || *(int64_t *)(frame + RAX) != -EINTR ||
+        is_ours(*(uint64_t *)(frame + RIP), 1))
+        return RUN;
+    ((uint64_t *)r)[sizeof *r / 8] = UMVM_GATE + (SYS1(__NR_gettid, 0) % UMVM_GATES) * UMVM_GATE_SIZE;
+    return RUN;
+}
+>>>>>>> 3266aca (Signal frames are looked at in the guest; /proc/PID/exe is the program for unpatched calls, too)
 
 static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
 {
@@ -383,11 +399,15 @@ __attribute__((used)) int decide(struct regs *r)
     const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
     if (k->flow == UMVM_F_RUN)
         return RUN;
-    if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP)
+    if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP && k->flow != UMVM_F_SIGRETURN)
         return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
+<<<<<<< HEAD
     if (OWNERS->on && OWNERS->owned[nr / 64] >> (nr % 64) & 1)
         return with_owned(r, k);
     if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
+=======
+    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1 && k->flow != UMVM_F_SIGRETURN) {
+>>>>>>> 3266aca (Signal frames are looked at in the guest; /proc/PID/exe is the program for unpatched calls, too)
         if (ROUTE->identity && with_ids(r))
             return DONE;
         ask(r);
@@ -430,6 +450,8 @@ __attribute__((used)) int decide(struct regs *r)
         return RUN;
     case UMVM_F_SOCKNAME:
         return ROUTE->active ? with_sockname(r) : RUN;
+    case UMVM_F_SIGRETURN:
+        return with_sigreturn(r);
     case UMVM_F_HOOKED:
         return RUN;
     default:

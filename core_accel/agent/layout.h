@@ -52,6 +52,7 @@ enum umvm_flow {
     UMVM_F_PRCTL,
     UMVM_F_SOCKNAME,
     UMVM_F_SECCOMP,
+    UMVM_F_SIGRETURN,
 };
 
 struct umvm_kind {

@@ -34,7 +34,7 @@ _FLOWS = {
     "ptrace": "ptrace",
     "prctl": "prctl",
     "sockname": "getsockname getpeername",
-    "run": "rt_sigreturn",
+    "sigreturn": "rt_sigreturn",
     "seccomp": "seccomp",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}

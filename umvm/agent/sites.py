@@ -32,6 +32,8 @@ BEFORE, AFTER = 3, 8
 """Neighbours that may move."""
 BLOCK = 6
 FAR = 1 << 15
+RT_SIGRETURN = 15
+_RESTORER = b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05"
 _WRITES = (OpAccess.WRITE, OpAccess.READ_WRITE, OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
 
 
@@ -70,13 +72,23 @@ def find(elf: Elf, segment: Segment) -> list[Site]:
     last_end = 0
     for address in sorted(seen):
         start = starts.before(address)
-        if starts and (start is None or not _aligned(segment, start, address)):
+        restorer = _is_restorer(segment, start, address)
+        if starts and not restorer and (start is None or not _aligned(segment, start, address)):
             continue
         site = _site(address, seen[address], targets)
-        if site is not None and site.start >= last_end:
+        if site is not None and site.start >= last_end and (site.nr != RT_SIGRETURN or restorer):
             sites.append(site)
             last_end = site.end
     return sites
+
+
+def _is_restorer(segment: Segment, start: int | None, address: int) -> bool:
+    """Is this rt_sigreturn, where handlers return to, with unwind information?
+
+    That begins one byte before it. Without it debuggers and unwinders know it by its bytes.
+    """
+    at = address - 7 - segment.vaddr
+    return start == address - 8 and segment.data[at : at + len(_RESTORER)] == _RESTORER
 
 
 def _decode(segment: Segment, first: int, end: int) -> Iterator[Instruction]:

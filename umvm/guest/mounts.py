@@ -338,7 +338,7 @@ class MountTable:
             found.missing,
             found.slash,
             found.last_dot,
-            mount is None and found.crossed,
+            mount is None and (found.crossed or look.loaded),
             look.attr if same else None,
             look.file if same else None,
             found.path if mount is None else b"",
@@ -366,6 +366,7 @@ class _Look:
         self._space, self._spaces = space, spaces
         self._by_id, self._tid, self._tgid = by_id, tid, tgid
         self._files, self._searchable = files, searchable
+        self.loaded = False  # it went by /proc/PID/exe, which is the agent's loader for the kernel
         self._gone = b""  # what a removed directory was called, that the walk is in
         # What the last answer was about:
         self.path = b""
@@ -426,7 +427,9 @@ class _Look:
             return -errno.EINVAL
         if not stat.S_ISLNK(mode):
             return -errno.ENOTDIR
-        target = program_behind(full, os.readlink(full))
+        link = os.readlink(full)
+        target = program_behind(full, link)
+        self.loaded |= target != link
         return self._magic(full, target) if _MAGIC.match(full) else target
 
     def _magic(self, full: bytes, target: bytes) -> Magic:
