@@ -342,9 +342,7 @@ static NOINLINE int with_ids(struct regs *r)
     return 1;
 }
 
-<<<<<<< HEAD
 #include "owners.h"
-=======
 /* A handler returns. The supervisor looks at the frame if a call that it was asked about by unpatched code may have been
    interrupted before it saw it (syscalls/restart.py); the frame is where the guest's stack pointer was, so the call is
    made at a gate that the entry jumps to instead of the stub. */
@@ -358,7 +356,6 @@ static NOINLINE int with_sigreturn(struct regs *r)
     ((uint64_t *)r)[sizeof *r / 8] = UMVM_GATE + (SYS1(__NR_gettid, 0) % UMVM_GATES) * UMVM_GATE_SIZE;
     return RUN;
 }
->>>>>>> 3266aca (Signal frames are looked at in the guest; /proc/PID/exe is the program for unpatched calls, too)
 
 static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
 {
@@ -401,13 +398,9 @@ __attribute__((used)) int decide(struct regs *r)
         return RUN;
     if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP && k->flow != UMVM_F_SIGRETURN)
         return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
-<<<<<<< HEAD
     if (OWNERS->on && OWNERS->owned[nr / 64] >> (nr % 64) & 1)
         return with_owned(r, k);
-    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
-=======
     if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1 && k->flow != UMVM_F_SIGRETURN) {
->>>>>>> 3266aca (Signal frames are looked at in the guest; /proc/PID/exe is the program for unpatched calls, too)
         if (ROUTE->identity && with_ids(r))
             return DONE;
         ask(r);
