@@ -58,7 +58,7 @@ static NOINLINE int owned_stat(struct regs *r, const struct umvm_kind *k)
     if (by_fd && served_fd((int)r->rdi))
         return ask(r);
     if (by_fd || decide_path(r, k) == RUN)
-        r->rax = (uint64_t)run_here(&asked);
+        r->rax = (uint64_t)run_here(r);
     if (r->rax == (uint64_t)-EACCES || (r->rax == 0 && !(asked.rax == __NR_statx ? show_statx(out) : show_stat(out)))) {
         *r = asked;
         return ask(r);
@@ -81,7 +81,7 @@ static NOINLINE int owned_open(struct regs *r, const struct umvm_kind *k)
         return ask(r);
     int what = decide_path(r, k);
     if (what == RUN && e == -ENOENT && creates) /* it is a new file, so that opening it doesn't wait */
-        what = done(r, run_here(&asked));
+        what = done(r, run_here(r));
     if (what == DONE && r->rax == (uint64_t)-EACCES) {
         *r = asked;
         return ask(r);
