@@ -18,7 +18,7 @@ from core_accel.request import Reply, Request
 from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
-from umvm.guest import bound, procidentity
+from umvm.guest import bound, describe, procidentity
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
@@ -222,29 +222,9 @@ class VirtualMachine:
 
     def processes(self, table: MountTable | None = None) -> list[dict[str, Any]]:
         """Describe the guests, or those with a table of mounts, for `umvm ps`."""
-        rows: list[dict[str, Any]] = []
-        for pid in self.guest_pids():
-            try:
-                fields = status(pid)
-                space = self.spaces.of(pid)
-                if table is not None and space.table is not table:
-                    continue
-                cwd = self.shown(self.procs.cwd_link(pid), space, self.spaces.cwd_mount(pid))
-                rows.append(
-                    {
-                        "pid": pid,
-                        "ppid": int(fields[b"PPid"]),
-                        "uid": self._uid(pid, fields),
-                        "state": fields[b"State"][:1].decode(),
-                        "comm": os.fsdecode(fields[b"Name"]),
-                        "cwd": os.fsdecode(cwd),
-                    }
-                )
-            except (OSError, KeyError):
-                continue
-        return rows
+        return describe.processes(self, table)
 
-    def _uid(self, pid: int, fields: dict[bytes, bytes]) -> int:
+    def uid_of(self, pid: int, fields: dict[bytes, bytes]) -> int:
         """The effective user id that guests see a process have."""
         return self.creds.get(pid).euid if self.identity else int(fields[b"Uid"].split()[1])
 
@@ -432,19 +412,7 @@ class VirtualMachine:
 
     def mounts(self, space: Space | None = None) -> list[dict[str, Any]]:
         """Describe the mounts in mount order, for `umvm mounts`, as they are seen in a space."""
-        space = space or self.spaces.first
-        return [
-            {
-                "type": mount.fstype,
-                "source": mount.source,
-                "target": os.fsdecode(space.inner(mount.point) or mount.point),
-                "options": mount.options,
-                "module": mount.module,
-                "uses": mount.uses,
-            }
-            for mount in list(space.table.all)
-            if space.inner(mount.point) is not None and not mount.glue
-        ]
+        return describe.mounts(space or self.spaces.first)
 
     def mounts_of(self, module: str) -> int:
         """The number of mounts that a module serves."""

@@ -258,7 +258,7 @@ def _from_nowhere(
     dots = _DOTS.match(path)
     rest = path[dots.end() :] if dots else path
     if base.elsewhere:
-        return Where(None, base.path, base.path, False, False, 1, False)
+        return Where(None, base.path, base.path, False, False, 1, False, host=base.path)
     gone = base.gone
     assert gone is not None
     if search is not None and gone.mount.permissions() and not search(attributes(gone)):
