@@ -56,6 +56,7 @@ cdef extern from "route.h":
         int names
         char name[8][24]
         uint64_t claimed
+        uint32_t sockets
         uint64_t passed
     struct umvm_call_kind:
         uint8_t always
@@ -64,6 +65,7 @@ cdef extern from "route.h":
         int8_t path[2]
         int8_t dirfd[2]
     int umvm_route_set_view(umvm_router *, const char **points, const uint32_t *ids, int count) nogil
+    void umvm_route_count_socket(umvm_router *, uint64_t inode, int by) nogil
     int umvm_route_set_shadow(umvm_router *, const char *prefix) nogil
     struct umvm_path:
         uint64_t addr
@@ -191,6 +193,14 @@ cdef class Engine:
             memset(self.router.name[i], 0, 24)
             memcpy(self.router.name[i], <const char *>name, min(len(name), 23))
         self.router.names = len(keep)
+
+    def add_socket(self, uint64_t inode):
+        """A network stack answers for the socket with this inode number. One caller at a time."""
+        umvm_route_count_socket(&self.router, inode, 1)
+
+    def drop_socket(self, uint64_t inode):
+        """It is gone. One caller at a time."""
+        umvm_route_count_socket(&self.router, inode, -1)
 
     def set_hooks(self, numbers):
         """The calls that are always handed to the handler."""

@@ -11,8 +11,11 @@
 #include <linux/fs.h>
 #include <linux/loop.h>
 
+enum { UMVM_INODES = 1 << 14 };
+
 struct umvm_call_kind {
-    uint8_t always; /* 1: always ours · 2: ours while anything is served · 3: if the frame shows an interrupted call */
+    uint8_t always; /* bits: 1 always ours · 2 while anything is served · 4 on a known socket · 8 if the frame shows an
+                       interrupted call */
     uint8_t hooked;
     int8_t fd;       /* index of the descriptor argument, or −1 */
     int8_t path[2];  /* indexes of path arguments, or −1 */
@@ -35,6 +38,8 @@ struct umvm_router {
     int descriptors; /* open served descriptors */
     int virtual_cwd; /* a process may stand in a served directory */
     uint64_t claimed, passed;
+    uint32_t sockets; /* how many sockets are known */
+    uint16_t socket_inodes[UMVM_INODES]; /* how many of them have an inode number that ends so */
     struct umvm_table *table; /* swapped whole */
     int readers;              /* walks that are under way */
     int names;                /* how many of `name` are in use */
@@ -215,6 +220,25 @@ static int umvm_route_fd(const struct umvm_router *r, int tid, int fd)
     return fd >= 0 && umvm_is_ours(r, link, umvm_proc_link(tid, 0, fd, link));
 }
 
+/* A socket that a network stack may answer for: its link reads socket:[INODE]. */
+static int umvm_route_socket(const struct umvm_router *r, int tid, int fd)
+{
+    char name[48], link[40];
+    snprintf(name, sizeof name, "/proc/%d/fd/%d", tid, fd);
+    ssize_t n = fd < 0 ? -1 : readlink(name, link, sizeof link - 1);
+    if (n < 10 || memcmp(link, "socket:[", 8))
+        return 0;
+    link[n] = 0;
+    return r->socket_inodes[strtoul(link + 8, 0, 10) % UMVM_INODES] != 0;
+}
+
+/* Counts a socket in (1) or out (-1). One caller at a time. */
+static void umvm_route_count_socket(struct umvm_router *r, uint64_t inode, int by)
+{
+    r->socket_inodes[inode % UMVM_INODES] += by;
+    r->sockets += by;
+}
+
 /* `dirfd`: AT_FDCWD where the call has none. */
 static int umvm_route_path(struct umvm_router *r, int tid, uint64_t addr, int dirfd, struct umvm_path *got)
 {
@@ -278,13 +302,15 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
 {
     got->size = 0;
     const __u64 *a = q->data.args;
-    if (k->hooked || k->always == 1)
+    if (k->hooked || k->always & 1)
         return 1;
-    if (k->always == 3)
+    if (k->always & 4 && r->sockets && umvm_route_socket(r, q->pid, (int)a[0]))
+        return 1;
+    if (k->always & 8)
         return umvm_interrupted(q->pid);
     if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q, got->text))
         return 0;
-    if (k->always == 2)
+    if (k->always & 2)
         return 1;
     if (q->data.nr == SYS_ioctl && umvm_names_another((uint32_t)a[1]))
         return 1;

@@ -33,6 +33,8 @@ OPTIONS = (
     Option(("--mount",), "mounts", MANY, "TYPE:SOURCE:TARGET[:opts]", "Mount first."),
     Option(("--user",), "user", ONE, "USER[:GROUP]", "Be that user inside: names or numbers."),
     Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
+    Option(("--net",), "net", ONE, "KIND[:ARG][,opt=val]", "The network stack (the host's)."),
+    Option(("--ip",), "ip", ONE, "ADDR", "The VM's address, with --net fabric (next free one)."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (notify)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
     Option(("--load",), "load", ONE, "FILE", "--fakeroot: read owners from FILE first."),
@@ -73,6 +75,8 @@ SETTINGS = {
     "engine": str,
     "user": str,
     "caps": str,
+    "net": str,
+    "ip": str,
 }
 """The keys of a settings file and their types."""
 
@@ -124,6 +128,8 @@ def run(
     owners: str | None = None,
     unknown_is_real: bool = False,
     lenient: bool = False,
+    net: str | None = None,
+    ip: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -146,6 +152,13 @@ def run(
     user = settings.get("user") if user is None else user
     caps = settings.get("caps") if caps is None else caps
     all_mounts = [*settings.get("mounts", ()), *mounts]
+    net, ip = net or settings.get("net"), ip or settings.get("ip")
+    network: dict[str, str] = {}
+    if net is not None:
+        specs.parse_net(net)
+        network = {"default": net} | ({"ip": ip} if ip is not None else {})
+    elif ip is not None:
+        raise UsageError("--ip needs --net")
     if name is not None:
         specs.check_name(name)
     for text in all_modules:
@@ -183,6 +196,7 @@ def run(
             log_file=log,
             engine=engine,
             identity=identity if somebody else None,
+            network=network,
         )
     except OSError as error:
         raise exec_error(argv[0], error) from error

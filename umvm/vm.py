@@ -28,6 +28,7 @@ from umvm.guest.mounts import FOLLOW, Mount, MountTable
 from umvm.guest.proc import Proc
 from umvm.guest.process import Processes, descendants, status
 from umvm.guest.shadow import Shadow
+from umvm.guest.sockets import Sockets
 from umvm.guest.specials import Specials
 from umvm.interfaces.filesystem import Caller, FileSystem, set_caller
 from umvm.interfaces.identity import Identity
@@ -84,6 +85,8 @@ class VirtualMachine:
         self.engine_name = engine
         self.engine = self._make_engine(engine)
         self.engine.set_shadow(self.shadow.path + b"/")
+        self.sockets = Sockets(self.engine.add_socket, self.engine.drop_socket)
+        self.stacks: Any = None
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
@@ -264,9 +267,10 @@ class VirtualMachine:
         options: dict[str, str], module: str,
     ) -> Mount:  # fmt: skip
         with self._lock:
-            point, directory = self._mount_point(target)
-            if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
-                number = errno.EISDIR if directory else errno.ENOTDIR
+            directory = stat.S_ISDIR(fs.getattr(b"/").mode)
+            point, found = self._mount_point(target, fs.needs_point)
+            if found is not None and found != directory:
+                number = errno.EISDIR if found else errno.ENOTDIR
                 raise OSError(number, os.strerror(number), os.fsdecode(target))
             ident = self.mount_table.next_id()
             mount = Mount(ident, point, fs, fstype, source, dict(options), module)
@@ -276,9 +280,14 @@ class VirtualMachine:
         log.info("%s mounted on %s", fstype, os.fsdecode(point))
         return mount
 
-    def _mount_point(self, target: bytes) -> tuple[bytes, bool]:
+    def _mount_point(self, target: bytes, needed: bool) -> tuple[bytes, bool | None]:
+        """The canonical path, and whether it is a directory; None: it is missing."""
         try:
             where = self.walk(target)
+        except FileNotFoundError as error:
+            if needed:
+                raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
+            return os.path.normpath(target), None
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
         if where.mount is not None:
@@ -315,6 +324,8 @@ class VirtualMachine:
                     raise Busy(f"{point}: other mounts are on it")
                 if mount.uses:
                     raise Busy(f"{point}: {mount.uses} open file{'s' * (mount.uses > 1)}")
+                if why := mount.fs.in_use():
+                    raise Busy(f"{point}: {why}")
                 standing = self._standing_in(mount)
                 if standing:
                     raise Busy(f"{point}: working directory of process {standing[0]}")

@@ -18,10 +18,12 @@ from umvm.agent.cache import default_directory
 from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.process import status
+from umvm.syscalls.kinds import SOCKETS
 from umvm.syscalls.table import nr
 
 log = logging.getLogger(__name__)
 
+_SOCKETS = {nr(name) for name in SOCKETS}
 _EXEC = ("execve", "execveat")
 _IDS = ("getuid", "geteuid", "getgid", "getegid")
 _CHDIR = ("chdir", "fchdir")
@@ -44,6 +46,7 @@ class AgentEngine:
         self.agent = Agent(shadow, os.fsencode(cache))
         self.patcher = self._patcher(cache)
         self._handler = handler
+        self._sockets = False
         self._looks: dict[int, Callable[[Request], object]] = {
             **{nr(name): self._chdir for name in _CHDIR},
             **{nr(name): self._moves for name in _MOVES},
@@ -122,13 +125,29 @@ class AgentEngine:
         """As `Engine.set_hooks`."""
         self._hooks = set(numbers)
         self._engine.set_hooks(self._hooks | self._always)
-        self.agent.area.set_hooks(self._hooks | self._owned)
+        self._tell_hooks()
 
     def set_owners(self, owners: Owners | None, numbers: Iterable[int]) -> None:
         """As `Engine.set_owners`."""
         self._owned = set(numbers)
         self._engine.set_owners(owners, self._owned)
-        self.agent.area.set_hooks(self._hooks | self._owned)
+        self._tell_hooks()
+
+    def _tell_hooks(self) -> None:
+        """While there are sockets to be asked about, agents ask about all sockets."""
+        of_sockets = _SOCKETS if self._sockets else set()
+        self.agent.area.set_hooks(self._hooks | self._owned | of_sockets)
+
+    def add_socket(self, inode: int) -> None:
+        """As `Engine.add_socket`."""
+        self._engine.add_socket(inode)
+        if not self._sockets:
+            self._sockets = True
+            self._tell_hooks()
+
+    def drop_socket(self, inode: int) -> None:
+        """As `Engine.drop_socket`."""
+        self._engine.drop_socket(inode)
 
     def set_proc_names(self, names: Iterable[bytes]) -> None:
         """As `Engine.set_proc_names`; agents look at paths while there are any."""
