@@ -1,0 +1,210 @@
+"""One host of a virtual network, as the stack of the processes that use it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from umvm.errors import UsageError
+from umvm.interfaces.network import (
+    SOCK_FLAGS,
+    SOCK_MAX,
+    SOCK_TYPE_MASK,
+    Made,
+    NetworkStack,
+    refusal,
+)
+
+from . import address
+from .address import ANY4, ANY6, BROADCAST, Address, fail, is_loopback, text
+from .datagram import Datagram
+from .network import DOMAIN, Host, Network
+from .outbox import Outbox
+from .ports import Ports
+from .sink import Sink
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from umvm import Request
+
+IPPROTO_MAX = 256
+OWN_PROTOCOL = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
+TYPES = {socket.SOCK_STREAM: Stream, socket.SOCK_DGRAM: Datagram}
+NAME_SERVER = bytes([127, 0, 0, 53])
+
+
+class Fabric(NetworkStack):
+    """A host on a network."""
+
+    def __init__(self, vm: Any, network: Network) -> None:
+        """The network is left when the stack is closed."""
+        self.vm, self.network = vm, network
+        self.ports = {kind: Ports(vm.sockets.sweep) for kind in TYPES}
+        self.outbox = Outbox(network)
+        self._sink: Sink | None = None
+        self._lock = threading.Lock()
+        self._helpers: list[Any] = [self.outbox]
+        self._start_name_server()
+
+    def _start_name_server(self) -> None:
+        from .names import NameServer
+
+        self._helpers.append(NameServer(self, Address(NAME_SERVER, 53)))
+
+    # --- the stack's interface -------------------------------------------------------------------
+
+    def socket(self, req: Request, family: int, kind: int, protocol: int) -> Made | None:
+        """socket(2). **Source**: inet_create() of Linux 6.18."""
+        if family == socket.AF_UNIX:
+            return None
+        plain = kind & SOCK_TYPE_MASK
+        if family not in (socket.AF_INET, socket.AF_INET6) or (
+            kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS or plain >= SOCK_MAX
+        ):
+            raise refusal(family, kind)
+        if not 0 <= protocol < IPPROTO_MAX:
+            raise fail(errno.EINVAL)
+        if plain == socket.SOCK_RAW and protocol:
+            raise fail(errno.EPERM)
+        if plain not in TYPES:
+            raise fail(errno.ESOCKTNOSUPPORT)
+        if protocol not in (0, OWN_PROTOCOL[socket.SocketKind(plain)]):
+            raise fail(errno.EPROTONOSUPPORT)
+        made = socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
+        own = OWN_PROTOCOL[socket.SocketKind(plain)]
+        return Made(made.detach(), TYPES[socket.SocketKind(plain)](self, family, plain, own))
+
+    def describe(self) -> str:
+        """The network and the host's addresses."""
+        host = self.network.host
+        return f"fabric:{self.network.name} {' '.join(map(text, host.ips))} {host.names[0]}\n"
+
+    def hosts(self) -> str:
+        """/etc/hosts: who is on the network now."""
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+        for host in self.network.hosts().values():
+            names = [f"{name}.{DOMAIN}" for name in host.names] + list(host.names)
+            lines += [f"{text(ip)}\t{' '.join(names)}" for ip in host.ips]
+        for name in sorted(os.listdir(self.network.path / "names")):
+            for ip in self.network.lookup(name):
+                lines.append(f"{text(ip)}\t{name}.{DOMAIN} {name}")
+        return "\n".join(lines) + "\n"
+
+    def resolv_conf(self) -> str:
+        """/etc/resolv.conf: our name server."""
+        return f"nameserver {text(NAME_SERVER)}\nsearch {DOMAIN}\noptions edns0\n"
+
+    def close(self) -> None:
+        """Leave the network."""
+        for helper in self._helpers:
+            helper.close()
+        self._helpers = []
+        self.network.leave()
+
+    # --- addresses -------------------------------------------------------------------------------
+
+    def is_local(self, ip: bytes) -> bool:
+        """Is it an address of this host?"""
+        return ip in self.network.host.ips or is_loopback(ip)
+
+    def route(self, ip: bytes) -> tuple[Host, bytes]:
+        """The host that has an address, and the address of ours to reach it from.
+
+        **Errors** ENETUNREACH, EHOSTUNREACH.
+        """
+        own = self.network.host
+        if is_loopback(ip):
+            return own, address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
+        if ip in own.ips:
+            return own, ip
+        source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
+        if source is None or own.down:
+            raise fail(errno.ENETUNREACH)
+        owner = self.network.owner(ip)
+        if owner is not None and not owner.down:
+            return owner, source
+        near = 3 if len(ip) == 4 else 8
+        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+
+    def reachable(self, kind: str, host: Host, to: Address) -> str | None:
+        """The name of a socket that an address leads to, dead or alive; None: there is none."""
+        network = self.network
+        of_type = socket.SOCK_STREAM if kind == address.STREAM else socket.SOCK_DGRAM
+        for ip in (to.ip, ANY4 if len(to.ip) == 4 else ANY6):
+            name = address.name(kind, host.key, Address(ip, to.port))
+            members = network.members(name)
+            if members:
+                import random
+
+                random.shuffle(members)
+            for each in (*members, name):
+                if network.alive(each, of_type):
+                    return each
+        return None
+
+    # --- datagrams -------------------------------------------------------------------------------
+
+    def sink(self) -> Sink:
+        """Where datagrams go that nobody takes."""
+        with self._lock:
+            if self._sink is None:
+                self._sink = Sink(self)
+                self._helpers.append(self._sink)
+            return self._sink
+
+    def is_broadcast(self, ip: bytes) -> bool:
+        """255.255.255.255, or the last address of the host's subnet."""
+        own = self.network.host.ips[0]
+        return ip == BROADCAST or (len(own) == 4 and ip == own[:3] + b"\xff")
+
+    def group_name(self, group: Address) -> str:
+        """The name that the members of a multicast group share."""
+        return f"m.{group.ip.hex()}.{group.port:x}"
+
+    def group_members(self, group: Address) -> list[str]:
+        """The sockets in a group."""
+        return self.network.members(self.group_name(group))
+
+    def listening_everywhere(self, to: Address) -> list[str]:
+        """The sockets that a broadcast reaches."""
+        found = []
+        for key in self.network.hosts():
+            for ip in (to.ip, ANY4):
+                name = address.name(address.DATAGRAM, key, Address(ip, to.port))
+                found += self.network.members(name) or [name]
+        return found
+
+    def ip_of(self, key: str, size: int, seen_by: Address | None) -> bytes:
+        """The address of a host to show as a sender's; `size` 4 or 16 bytes."""
+        if key == self.network.key:
+            if seen_by is not None and seen_by.ip in self.network.host.ips:
+                return seen_by.ip
+            return address.LOOPBACK4 if size == 4 else address.LOOPBACK6
+        host = self.network.hosts().get(key)
+        ips = host.ips if host is not None else ()
+        return next((ip for ip in ips if len(ip) == size), ANY4)
+
+    # --- what `umvm net` asks --------------------------------------------------------------------
+
+    def net_show(self) -> dict[str, Any]:
+        """The network of this stack."""
+        return {"name": self.network.name, "host": self.network.host.names[0]}
+
+
+def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
+    """Join a network. UsageError: an option."""
+    unknown = set(options) - {"ip", "name"}
+    if unknown:
+        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are ip, name)")
+    try:
+        ips = [address.packed(each) for each in options.get("ip", "").split(",") if each]
+    except ValueError as error:
+        raise UsageError(f"fabric: {error}") from None
+    for ip in ips:
+        if is_loopback(ip) or address.is_any(ip) or address.is_multicast(ip) or ip[0] in (0, 255):
+            raise UsageError(f"fabric: a host can't have the address {text(ip)}")
+    name = options.get("name") or vm.name
+    return Fabric(vm, Network(argument or vm.name, vm.name, name, ips))
