@@ -43,7 +43,8 @@ def umvm_stop(vm: Any) -> None:
 
 
 def umvm_commands() -> Sequence[click.Command]:
-    """`umvm stack`."""
+    """`umvm stack`, `umvm net`."""
     from .commands import stack
+    from .netcommands import net
 
-    return [stack]
+    return [stack, net]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import socket
@@ -168,13 +167,14 @@ class Stacks:
         return {"default": self._default, "stacks": sorted(self.names())}
 
     def net(self, args: dict[str, Any]) -> Any:
-        """`umvm net`: `op` and its arguments go to the stack, the default one if none is named."""
-        name = args.pop("stack", None)
-        stack = self.names()[self.known(name) if name else self._default]
-        operation = getattr(stack, f"net_{args.pop('op', '')}", None)
-        if operation is None:
-            raise OSError(errno.EOPNOTSUPP, f"the stack {name or self._default} can't do that")
-        return operation(**args)
+        """`umvm net`: `op` and its arguments go to the stack that is on `network`, or is on one."""
+        name, operation = args.pop("network", None), str(args.pop("op", ""))
+        for stack in [self._stacks.get(self._default), *self._stacks.values()]:
+            method = getattr(stack, f"net_{operation}", None)
+            if method is not None and name in (None, getattr(stack, "network_name", None)):
+                return method(**args)
+        what = f"the network {name}" if name else "a virtual network"
+        raise NotFound(f"the VM isn't on {what}")
 
     # --- /etc ------------------------------------------------------------------------------------
 

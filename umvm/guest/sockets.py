@@ -8,6 +8,7 @@ somebody needs to know (`sweep`): as all are AF_UNIX sockets, /proc/net/unix lis
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from umvm.interfaces.network import NetworkStack, Socket
 
 _LINK = b"socket:["
 FIRST_SWEEP = 1024
+_LINE = re.compile(rb"^[0-9a-f]+: [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ +(\d+)", re.M)
 
 
 class Sockets:
@@ -80,10 +82,5 @@ class Sockets:
 
 def _alive() -> set[int]:
     """The inodes of all AF_UNIX sockets (proc_pid_net(5)); an unaccepted one has 0."""
-    alive = set()
     with open("/proc/net/unix", "rb") as file:
-        next(file, None)
-        for line in file:
-            fields = line.split(None, 7)
-            alive.add(int(fields[6]))
-    return alive
+        return set(map(int, _LINE.findall(file.read())))

@@ -8,8 +8,8 @@ Every socket of a network that can be reached has a name in the network's direct
     t.HOST.IP.PORT  u.HOST.IP.PORT     stream listener, datagram socket; IP in hex, 0… for any
     …~N                                 one of several with that address (SO_REUSEPORT)
 
-Connected streams have an abstract name with both addresses: the accepting side learns from it who
-called, and which address was called. Neither name is ever shown to a guest.
+Connected streams have an abstract name with both addresses, in hex: the accepting side learns from
+it who called, and which address was called. Neither name is ever shown to a guest.
 """
 
 from __future__ import annotations
@@ -162,22 +162,19 @@ _CALL = "\0umvm"
 def call_name(network: bytes, call: Tuple) -> bytes:
     """The abstract name of a connected client's socket."""
     client, server = call
-    return (
-        _CALL.encode()
-        + network
-        + struct.pack(">BHH", len(client.ip), client.port, server.port)
-        + client.ip
-        + server.ip
-    )
+    ports = f"{client.port:04x}{server.port:04x}"
+    return f"{_CALL}{network.hex()}{ports}{client.ip.hex()}{server.ip.hex()}".encode()
 
 
 def parse_call(named: object, network: bytes) -> Tuple | None:
     """What `call_name` says; None: it isn't a name of this network."""
-    prefix = _CALL.encode() + network
+    prefix = f"{_CALL}{network.hex()}".encode()
     if not isinstance(named, bytes) or not named.startswith(prefix):
         return None
-    size, client, server = struct.unpack_from(">BHH", named, len(prefix))
-    ips = named[len(prefix) + 5 :]
-    if len(ips) != 2 * size:
+    try:
+        data = bytes.fromhex(named[len(prefix) :].decode())
+        client, server = struct.unpack_from(">HH", data)
+    except (ValueError, struct.error):
         return None
+    ips, size = data[4:], len(data) // 2 - 2
     return Tuple(Address(ips[:size], client), Address(ips[size:], server))

@@ -300,7 +300,7 @@ class Datagram(InetSocket):
         )
 
     def recvmmsg(self, req: Request) -> Reply | None:
-        """recvmmsg(2): what is there; it waits for the first only, but with MSG_WAITFORONE or not."""
+        """recvmmsg(2): waits for the first only, and takes what else is there."""
         flags = signed(req.args[3])
         count = min(req.args[2] & 0xFFFFFFFF, message.UIO_MAXIOV)
         timeout = None

@@ -108,6 +108,12 @@ class InetSocket(Socket):
         write(req, req.args[1], req.args[2], pack(self.family, self.peer))
         return DONE
 
+    def shutdown(self, req: Request) -> Reply | None:
+        """shutdown(2). **Errors** ENOTCONN."""
+        if self.peer is None and not self.listening:
+            raise fail(errno.ENOTCONN)
+        return None
+
     def getsockopt(self, req: Request) -> Reply | None:
         """getsockopt(2)."""
         return options.get_option(self, req)

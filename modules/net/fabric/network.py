@@ -68,7 +68,7 @@ class Network:
         self.name = check_name(name)
         self._hosts: tuple[int, dict[str, Host]] = (0, {})
         self._joined = False
-        with locked(directory()):
+        with locked(socket_dir()):
             self.path = directory() / self.name
             purge(self.path)
             (self.path / "hosts").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,10 +114,11 @@ class Network:
         if not self._joined:
             return
         self._joined = False
-        with locked(directory()):
+        with locked(socket_dir()):
             os.close(self._lock)
             os.close(self.fd)
             purge(self.path)
+            _tidy()
 
     # --- hosts -----------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Network:
     def update(self, **changes: Any) -> None:
         """Change what others see of our host."""
         self.host = self.host._replace(**changes)
-        with locked(directory()):
+        with locked(socket_dir()):
             old = self._lock
             self._lock = _write_host(self._file, self.host)
             os.close(old)
@@ -174,12 +175,6 @@ class Network:
                 found.append(address.packed((added / each).read_text()))
         return list(dict.fromkeys(found))
 
-    def add_name(self, name: str, ip: bytes) -> None:
-        """Add a name for an address, or change it."""
-        if not name or "/" in name or name.startswith("."):
-            raise UsageError(f"bad host name {name!r}")
-        (self.path / "names" / name.lower()).write_text(address.text(ip))
-
     # --- sockets ---------------------------------------------------------------------------------
 
     def place(self, name: str) -> str:
@@ -194,17 +189,8 @@ class Network:
             pass
 
     def alive(self, name: str, kind: int) -> bool:
-        """Has any process the socket (SOCK_STREAM or SOCK_DGRAM) with this name?
-
-        A connect by a socket of the other type tells, and disturbs nobody.
-        """
-        other = socket.SOCK_DGRAM if kind == socket.SOCK_STREAM else socket.SOCK_STREAM
-        with socket.socket(socket.AF_UNIX, other) as probe:
-            try:
-                probe.connect(self.place(name))
-            except OSError as error:
-                return error.errno == errno.EPROTOTYPE
-        return True  # can't be
+        """Has any process the socket (SOCK_STREAM or SOCK_DGRAM) with this name?"""
+        return alive(self.place(name), kind)
 
     def members(self, name: str) -> list[str]:
         """The names of sockets that share an address or are in a group."""
@@ -273,7 +259,7 @@ def _dead(path: Path) -> bool:
 def purge(path: Path) -> bool:
     """Remove what dead hosts left, and the network if no host lives; is it there still?
 
-    To be called with `directory()` locked.
+    To be called with `socket_dir()` locked.
     """
     try:
         files = list((path / "hosts").iterdir())
@@ -294,11 +280,67 @@ def purge(path: Path) -> bool:
 def networks() -> dict[str, dict[str, Host]]:
     """All networks of this user and their hosts."""
     found = {}
-    with locked(directory()):
+    with locked(socket_dir()):
         for path in sorted(directory().iterdir()):
             if purge(path):
                 found[path.name] = read_hosts(path)
+        _tidy()
     return found
+
+
+def _tidy() -> None:
+    """Remove the directory of networks if there are none."""
+    try:
+        directory().rmdir()
+    except OSError:
+        pass
+
+
+def listeners(network: str, key: str) -> list[str]:
+    """What a host's sockets are bound to: tcp/PORT, udp/PORT."""
+    found = set()
+    for kind, protocol in ((address.STREAM, "tcp"), (address.DATAGRAM, "udp")):
+        for path in (directory() / network).glob(f"{kind}.{key}.*"):
+            parsed = address.parse_name(path.name.rstrip("+"))
+            type_ = socket.SOCK_STREAM if kind == address.STREAM else socket.SOCK_DGRAM
+            if parsed is not None and (path.is_dir() or alive(str(path), type_)):
+                found.add((protocol, parsed[1].port))
+    return [f"{protocol}/{port}" for protocol, port in sorted(found)]
+
+
+def alive(path: str, kind: int) -> bool:
+    """Has any process the socket (SOCK_STREAM or SOCK_DGRAM) with this path?
+
+    A connect by a socket of the other type tells, and disturbs nobody.
+    """
+    other = socket.SOCK_DGRAM if kind == socket.SOCK_STREAM else socket.SOCK_STREAM
+    with socket.socket(socket.AF_UNIX, other) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+    return True  # can't be
+
+
+def change_name(network: str, name: str, text: str | None) -> None:
+    """Let a name be an address, or (None) nothing. UsageError, NotFound."""
+    name = name.lower().removesuffix("." + DOMAIN)
+    if not name or "/" in name or name.startswith("."):
+        raise UsageError(f"bad host name {name!r}")
+    names = directory() / network / "names"
+    if not names.is_dir():
+        raise NotFound(f"there is no network {network!r}")
+    if text is None:
+        try:
+            (names / name).unlink()
+        except FileNotFoundError:
+            raise NotFound(f"no name {name!r} was added") from None
+        return
+    try:
+        address.packed(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    (names / name).write_text(text)
 
 
 def find_host(hosts: dict[str, Host], wanted: str) -> Host:

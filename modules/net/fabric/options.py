@@ -206,7 +206,7 @@ def get_option(sock: InetSocket, req: Request) -> Reply | None:
             return None
         return _answer(req, own)
     if level not in _levels(sock):
-        raise fail(errno.EOPNOTSUPP if level != SOL_TCP else errno.ENOPROTOOPT)
+        raise fail(errno.EOPNOTSUPP)
     if level == SOL_TCP and number == TCP_INFO:
         return _answer(req, tcp_info(sock))
     if level == SOL_TCP and number == TCP_CONGESTION:

@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from umvm.errors import UsageError
+from umvm.errors import NotFound, UsageError
 from umvm.interfaces.network import (
     SOCK_FLAGS,
     SOCK_MAX,
@@ -21,6 +21,7 @@ from umvm.interfaces.network import (
 from . import address
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_loopback, text
 from .datagram import Datagram
+from .forward import Forward, parse_forward, reset
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
 from .ports import Ports
@@ -46,6 +47,7 @@ class Fabric(NetworkStack):
         self.outbox = Outbox(network)
         self._sink: Sink | None = None
         self._lock = threading.Lock()
+        self._forwards: list[Forward] = []
         self._helpers: list[Any] = [self.outbox]
         self._start_name_server()
 
@@ -99,9 +101,9 @@ class Fabric(NetworkStack):
 
     def close(self) -> None:
         """Leave the network."""
-        for helper in self._helpers:
+        for helper in [*self._forwards, *self._helpers]:
             helper.close()
-        self._helpers = []
+        self._forwards, self._helpers = [], []
         self.network.leave()
 
     # --- addresses -------------------------------------------------------------------------------
@@ -189,9 +191,41 @@ class Fabric(NetworkStack):
 
     # --- what `umvm net` asks --------------------------------------------------------------------
 
+    @property
+    def network_name(self) -> str:
+        """The network that this host is on."""
+        return self.network.name
+
     def net_show(self) -> dict[str, Any]:
         """The network of this stack."""
         return {"name": self.network.name, "host": self.network.host.names[0]}
+
+    def net_link(self, down: bool) -> None:
+        """Take the host from the network, or put it back."""
+        self.network.update(down=bool(down))
+        if down:
+            self._reset()
+
+    def _reset(self) -> None:
+        """End the connections with other hosts."""
+        for pid in self.vm.guest_pids():
+            reset(self, pid)
+
+    def net_forward(self, spec: str | None = None, delete: bool = False) -> list[dict[str, str]]:
+        """Add or end a forward; those that there are, or the new one."""
+        if spec is None:
+            return [forward.describe() for forward in self._forwards]
+        listen, to = parse_forward(spec, self.network.lookup)
+        if not delete:
+            new = Forward(self, listen, to)
+            self._forwards.append(new)
+            return [new.describe()]
+        for forward in self._forwards:
+            if (forward.listen, forward.to) == (listen, to):
+                self._forwards.remove(forward)
+                forward.close()
+                return []
+        raise NotFound(f"there is no forward {spec}")
 
 
 def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:

@@ -237,12 +237,6 @@ class Stream(InetSocket):
         req.write(req.args[1], struct.pack("<QI", 0, 0))
         return None
 
-    def shutdown(self, req: Request) -> Reply | None:
-        """shutdown(2). **Errors** ENOTCONN."""
-        if self.peer is None and not self.listening:
-            raise fail(errno.ENOTCONN)
-        return None
-
     def gone(self) -> None:
         """Remove the names."""
         self.stack.ports[socket.SOCK_STREAM].release(self)
