@@ -1,28 +1,32 @@
 """UDP between sockets of one host: what each call answers. Run natively and in a VM."""
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 LOCAL = "127.0.0.1"
 
 
-def told(call, *args):
+def told(call: Callable[..., Any], *args: Any) -> Any:
     try:
         return call(*args)
     except OSError as error:
         return errno.errorcode[error.errno] if error.errno else type(error).__name__
 
 
-def made(ip=LOCAL, family=socket.AF_INET):
+def made(ip: str = LOCAL, family: int = socket.AF_INET) -> tuple[socket.socket, Any]:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.bind((ip, 0))
     return sock, sock.getsockname()
 
 
-def addresses():
+def addresses() -> Iterator[object]:
     server, name = made()
     client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     yield client.getsockname(), told(client.getpeername)
@@ -45,7 +49,7 @@ def addresses():
     yield told(third.listen), told(third.accept)
 
 
-def nobody():
+def nobody() -> Iterator[object]:
     free, name = made()
     free.close()
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -59,7 +63,7 @@ def nobody():
     yield os.write(sock.fileno(), b"now"), late.recvfrom(10) == (b"now", sock.getsockname())
 
 
-def messages():
+def messages() -> Iterator[object]:
     server, name = made()
     client, own = made()
     client.sendmsg([b"ab", b"cd"], [], 0, name)
@@ -88,7 +92,7 @@ def messages():
     yield data, [(lv, kind, c[4:]) for lv, kind, c in control], flags
 
 
-def six():
+def six() -> Iterator[object]:
     server, name = made("::", socket.AF_INET6)
     for family, ip in ((socket.AF_INET, LOCAL), (socket.AF_INET6, "::1")):
         client = socket.socket(family, socket.SOCK_DGRAM)
@@ -98,7 +102,7 @@ def six():
     yield told(socket.socket(socket.AF_INET, 2).bind, (LOCAL, name[1]))
 
 
-def options():
+def options() -> Iterator[object]:
     sock, _name = made()
     for level, number in ((1, socket.SO_DOMAIN), (1, 38), (1, 3), (0, 2), (0, 10), (0, 33), (6, 1)):
         yield level, number, told(sock.getsockopt, level, number)
@@ -110,7 +114,7 @@ def options():
     yield told(sock.setsockopt, 0, socket.IP_ADD_MEMBERSHIP, bad)
 
 
-def shared():
+def shared() -> Iterator[object]:
     first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     first.setsockopt(1, socket.SO_REUSEADDR, 1)
     first.bind((LOCAL, 0))

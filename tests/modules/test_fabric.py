@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,8 @@ def test_many_connections(umvm_run: Run) -> None:
         select = selectors.DefaultSelector()
         for number, (_, accepted) in enumerate(pairs):
             select.register(accepted, selectors.EVENT_READ, number)
-        right = sum(key.fileobj.recv(9) == b"%d" % key.data for key, _ in select.select())
+        ready = [key.data for key, _ in select.select()]
+        right = sum(pairs[number][1].recv(9) == b"%d" % number for number in ready)
         return right, len({client.getsockname() for client, _ in pairs})
 
     assert umvm_run(connect, options=FABRIC).ok() == "result (400, 400)\n"
@@ -206,7 +207,7 @@ while True:
 
 
 @pytest.fixture
-def server(runner: Runner) -> subprocess.Popen[bytes]:
+def server(runner: Runner) -> Iterator[subprocess.Popen[bytes]]:
     """A VM called `server` on the network `t`, 10.0.0.2, that runs ECHO."""
     vm = runner.start_umvm(
         [*PYTHON, "-c", ECHO], options=["--net", "fabric:t", "--ip", "10.0.0.2", "--name", "server"]
@@ -217,7 +218,10 @@ def server(runner: Runner) -> subprocess.Popen[bytes]:
         return shown.status == 0 and "tcp/7" in json.loads(shown.stdout)[0]["ports"]
 
     assert wait_until(up)
-    return vm
+    yield vm
+    if vm.poll() is None:
+        runner.command("kill", "server").ok()
+        vm.wait(20)
 
 
 def test_two_vms(runner: Runner, server: subprocess.Popen[bytes]) -> None:
@@ -260,7 +264,8 @@ def test_the_commands(runner: Runner, server: subprocess.Popen[bytes]) -> None:
         assert sock.recv(100) == b"10.0.0.2 10.0.0.2"
     spec = f"{port}:10.0.0.2:7"
     assert runner.command("net", "forward", "--vm", "server", "--delete", spec).ok() == ""
-    assert socket.socket().connect_ex(("127.0.0.1", port)) == 111
+    with socket.socket() as sock:
+        assert sock.connect_ex(("127.0.0.1", port)) == 111
     assert runner.command("net", "dns", "add", "other", "10.0.0.2").ok() == ""
     get = "import socket; print(socket.create_connection(('other.internal', 7)).recv(99))"
     client = [*PYTHON, "-c", get]

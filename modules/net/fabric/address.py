@@ -5,8 +5,9 @@ and are mapped again for AF_INET6 sockets, so that the two families meet.
 
 Every socket of a network that can be reached has a name in the network's directory:
 
-    t.HOST.IP.PORT  u.HOST.IP.PORT     stream listener, datagram socket; IP in hex, 0… for any
-    …~N                                 one of several with that address (SO_REUSEPORT)
+    HOST/t.IP.PORT  HOST/u.IP.PORT   stream listener, datagram socket; IP in hex, 0… for any
+    …~N                               one of several with that address (SO_REUSEPORT)
+    …+/HOST_u.IP.PORT                 in a group of sockets
 
 Connected streams have an abstract name with both addresses, in hex: the accepting side learns from
 it who called, and which address was called. Neither name is ever shown to a guest.
@@ -140,18 +141,21 @@ def write(req: Request, pointer: int, size_pointer: int, data: bytes) -> None:
 
 def name(kind: str, host: str, address: Address) -> str:
     """The name of a socket in its network's directory."""
-    return f"{kind}.{host}.{address.ip.hex()}.{address.port:x}"
+    return f"{host}/{kind}.{address.ip.hex()}.{address.port:x}"
 
 
 def parse_name(path: str | bytes) -> tuple[str, Address] | None:
     """(host, address) of a datagram socket by its name; None: it has none."""
     if isinstance(path, bytes):
         path = os.fsdecode(path)
-    fields = path.rpartition("/")[2].partition("~")[0].split(".")
-    if len(fields) != 4:
+    *_, host, base = f"/{path}".split("/")
+    if "_" in base:
+        host, _, base = base.partition("_")
+    fields = base.partition("~")[0].split(".")
+    if len(fields) != 3:
         return None
     try:
-        return fields[1], Address(bytes.fromhex(fields[2]), int(fields[3], 16))
+        return host, Address(bytes.fromhex(fields[1]), int(fields[2], 16))
     except ValueError:
         return None
 

@@ -70,7 +70,7 @@ class NameServer:
                 reply = self.answer(query)
             except (ValueError, IndexError, struct.error, OSError):
                 continue
-            name = str(sender).rpartition("/")[2]
+            name = "/".join(str(sender).rsplit("/", 2)[1:])
             self._stack.outbox.send(self._socket, reply, name)
 
     def answer(self, query: bytes) -> bytes:

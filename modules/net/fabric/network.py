@@ -1,12 +1,12 @@
 """A virtual network: a private directory that the hosts on it share, and nothing else.
 
-    NAME/id            8 bytes that tell its sockets from another network's
     NAME/hosts/KEY     one host, as JSON; its VM holds a lock on it, so that one without is dead
     NAME/names/NAME    added names: the address as text
-    NAME/t.… u.…       sockets (address.py)
+    NAME/KEY/…         the host's sockets (address.py)
+    NAME/m.…+          multicast groups
 
 The first host makes the directory, the last one removes it. What a killed VM leaves is removed by
-the next who joins or looks.
+its init process, or else by the next who joins or looks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,18 +73,16 @@ class Network:
             self.path = directory() / self.name
             purge(self.path)
             (self.path / "hosts").mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.path / "names").mkdir(mode=0o700, exist_ok=True)
             os.chmod(self.path, 0o700)
-            ident = self.path / "id"
-            if not ident.exists():
-                ident.write_bytes(secrets.token_bytes(8))
-            self.ident = ident.read_bytes()
+            found = os.stat(self.path)
+            self.ident = struct.pack("<QI", found.st_ino, found.st_dev & 0xFFFFFFFF)
             others = self.hosts().values()
             self.host = self._new_host(vm, host_name, ips, list(others))
             self._file = self.path / "hosts" / self.host.key
             self._lock = _write_host(self._file, self.host)
             self._joined = True
-        self.key = self.host.key
+            self.key = self.host.key
+            (self.path / self.key).mkdir(mode=0o700)
         self.fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _new_host(self, vm: str, name: str, ips: list[bytes], others: list[Host]) -> Host:
@@ -115,7 +114,7 @@ class Network:
             return
         self._joined = False
         with locked(socket_dir()):
-            os.close(self._lock)
+            _unlock(self._lock)
             os.close(self.fd)
             purge(self.path)
             _tidy()
@@ -140,7 +139,7 @@ class Network:
         with locked(socket_dir()):
             old = self._lock
             self._lock = _write_host(self._file, self.host)
-            os.close(old)
+            _unlock(old)
 
     def owner(self, ip: bytes) -> Host | None:
         """The host with an address."""
@@ -149,12 +148,9 @@ class Network:
                 return host
         return None
 
-    def names(self) -> dict[str, bytes]:
-        """All names and their first addresses."""
+    def added_names(self) -> dict[str, bytes]:
+        """The names that aren't those of hosts."""
         found: dict[str, bytes] = {}
-        for host in self.hosts().values():
-            for name in host.names:
-                found[name] = host.ips[0]
         try:
             for path in (self.path / "names").iterdir():
                 found[path.name] = address.packed(path.read_text())
@@ -166,13 +162,13 @@ class Network:
         """The addresses of a name, with or without the domain; empty: there is none."""
         name = name.lower().rstrip(".")
         found: list[bytes] = []
-        added = self.path / "names"
-        for each in (name, name.removesuffix("." + DOMAIN)):
+        added = self.added_names()
+        for each in dict.fromkeys((name, name.removesuffix("." + DOMAIN))):
             for host in self.hosts().values():
                 if each in host.names:
                     found += host.ips
-            if "/" not in each and each and (added / each).is_file():
-                found.append(address.packed((added / each).read_text()))
+            if each in added:
+                found.append(added[each])
         return list(dict.fromkeys(found))
 
     # --- sockets ---------------------------------------------------------------------------------
@@ -212,6 +208,12 @@ class Network:
         os.link(member, link, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return link
 
+    def leftovers(self) -> list[bytes]:
+        """What there is to remove if we are killed; directories that may be shared end with "/"."""
+        path = os.fsencode(self.path)
+        own = [os.fsencode(self._file), path + b"/" + self.key.encode()]
+        return [*own, path + b"/hosts/", path + b"/", os.path.dirname(path) + b"/"]
+
 
 # --- files ---------------------------------------------------------------------------------------
 
@@ -225,6 +227,12 @@ def _write_host(path: Path, host: Host) -> int:
     os.write(fd, text.encode())
     os.rename(new, path)
     return fd
+
+
+def _unlock(fd: int) -> None:
+    """Give a lock up: a child of ours, that of the first guest, may have the descriptor too."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 def read_hosts(path: Path) -> dict[str, Host]:
@@ -271,9 +279,7 @@ def purge(path: Path) -> bool:
         return False
     for key in dead:
         (path / "hosts" / key).unlink(missing_ok=True)
-        for kind in (address.STREAM, address.DATAGRAM):
-            for file in path.glob(f"{kind}.{key}.*"):
-                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        shutil.rmtree(path / key, ignore_errors=True)
     return True
 
 
@@ -300,8 +306,8 @@ def listeners(network: str, key: str) -> list[str]:
     """What a host's sockets are bound to: tcp/PORT, udp/PORT."""
     found = set()
     for kind, protocol in ((address.STREAM, "tcp"), (address.DATAGRAM, "udp")):
-        for path in (directory() / network).glob(f"{kind}.{key}.*"):
-            parsed = address.parse_name(path.name.rstrip("+"))
+        for path in (directory() / network / key).glob(f"{kind}.*"):
+            parsed = address.parse_name(f"{key}/{path.name.rstrip('+')}")
             type_ = socket.SOCK_STREAM if kind == address.STREAM else socket.SOCK_DGRAM
             if parsed is not None and (path.is_dir() or alive(str(path), type_)):
                 found.add((protocol, parsed[1].port))
@@ -328,8 +334,9 @@ def change_name(network: str, name: str, text: str | None) -> None:
     if not name or "/" in name or name.startswith("."):
         raise UsageError(f"bad host name {name!r}")
     names = directory() / network / "names"
-    if not names.is_dir():
+    if not names.parent.is_dir():
         raise NotFound(f"there is no network {network!r}")
+    names.mkdir(mode=0o700, exist_ok=True)
     if text is None:
         try:
             (names / name).unlink()

@@ -25,7 +25,7 @@ class Sink:
     def __init__(self, stack: Fabric) -> None:
         self._stack = stack
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.name = f"sink.{stack.network.key}"
+        self.name = f"{stack.network.key}/sink"
         self.path = stack.network.place(self.name)
         self._socket.bind(self.path)
         threading.Thread(target=self._work, daemon=True, name="umvm-sink").start()
@@ -50,7 +50,7 @@ class Sink:
     def _find(self, named: str) -> Datagram | None:
         from .datagram import Datagram
 
-        name = named.rpartition("/")[2]
+        name = "/".join(named.rsplit("/", 2)[1:])
         parsed = address.parse_name(name)
         for sock in self._stack.ports[socket.SOCK_DGRAM].at(parsed[1].port if parsed else 0):
             if isinstance(sock, Datagram) and sock.name == name:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -90,9 +89,8 @@ class Fabric(NetworkStack):
         for host in self.network.hosts().values():
             names = [f"{name}.{DOMAIN}" for name in host.names] + list(host.names)
             lines += [f"{text(ip)}\t{' '.join(names)}" for ip in host.ips]
-        for name in sorted(os.listdir(self.network.path / "names")):
-            for ip in self.network.lookup(name):
-                lines.append(f"{text(ip)}\t{name}.{DOMAIN} {name}")
+        for name, ip in sorted(self.network.added_names().items()):
+            lines.append(f"{text(ip)}\t{name}.{DOMAIN} {name}")
         return "\n".join(lines) + "\n"
 
     def resolv_conf(self) -> str:
@@ -241,4 +239,6 @@ def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
         if is_loopback(ip) or address.is_any(ip) or address.is_multicast(ip) or ip[0] in (0, 255):
             raise UsageError(f"fabric: a host can't have the address {text(ip)}")
     name = options.get("name") or vm.name
-    return Fabric(vm, Network(argument or vm.name, vm.name, name, ips))
+    network = Network(argument or vm.name, vm.name, name, ips)
+    vm.init.clean_up(network.leftovers())
+    return Fabric(vm, network)
