@@ -92,7 +92,7 @@ def six() -> Iterator[object]:
 
 
 def data() -> Iterator[object]:
-    server, client, accepted = pair()
+    _server, client, accepted = pair()
     client.sendall(b"abc")
     yield accepted.recvfrom(2), accepted.recvmsg(10)
     client.sendall(b"def")
