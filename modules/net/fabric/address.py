@@ -30,7 +30,8 @@ MAPPED = b"\0" * 10 + b"\xff\xff"
 ANY4, ANY6 = b"\0" * 4, b"\0" * 16
 LOOPBACK4, LOOPBACK6 = b"\x7f\0\0\1", b"\0" * 15 + b"\1"
 BROADCAST = b"\xff" * 4
-STREAM, DATAGRAM = "t", "u"
+STREAM, DATAGRAM, LITE = "t", "u", "l"
+TYPES = {STREAM: socket.SOCK_STREAM, DATAGRAM: socket.SOCK_DGRAM, LITE: socket.SOCK_DGRAM}
 
 
 class Address(NamedTuple):

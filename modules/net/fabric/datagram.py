@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from umvm import Reply
-from umvm.syscalls.waiting import ERESTARTSYS, wait
 
-from . import address, message, options
-from .address import ANY4, DATAGRAM, Address, fail, is_any, is_multicast
-from .inet import DONE, InetSocket, signed
-from .outbox import duplicate
+from . import address, ancillary, groups, message, options
+from .address import ANY4, DATAGRAM, LITE, Address, fail, is_any, is_multicast
+from .ancillary import Traffic
+from .inet import DONE, signed
+from .receive import Receiver
 
 if TYPE_CHECKING:
     import _socket
@@ -39,7 +38,7 @@ _FULL = (errno.EAGAIN, errno.ENOBUFS)
 _NOBODY = (errno.ECONNREFUSED, errno.ENOENT)
 
 
-class Datagram(InetSocket):
+class Datagram(Receiver):
     """A UDP socket."""
 
     def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
@@ -47,6 +46,7 @@ class Datagram(InetSocket):
         self._names: list[str] = []
         self._groups: set[bytes] = set()
         self.name = ""
+        self.letter = DATAGRAM if protocol == socket.IPPROTO_UDP else LITE
 
     # --- addresses -------------------------------------------------------------------------------
 
@@ -70,12 +70,12 @@ class Datagram(InetSocket):
 
     def _bind(self, copy: _socket.socket, wanted: Address) -> None:
         """Claim the port and be found under the address."""
-        bound = self.stack.ports[socket.SOCK_DGRAM].claim(self, wanted)
+        bound = self.stack.ports[self.protocol].claim(self, wanted)
         network = self.stack.network
-        names = [address.name(DATAGRAM, network.key, bound)]
+        names = [address.name(self.letter, network.key, bound)]
         if self.family == socket.AF_INET6 and is_any(bound.ip) and not self.v6only:
             other = Address(ANY4, bound.port)
-            names.append(address.name(DATAGRAM, network.key, other))
+            names.append(address.name(self.letter, network.key, other))
         shared = self.reuse or self.reuseport
         self.name = names[0]
         if shared:
@@ -117,7 +117,7 @@ class Datagram(InetSocket):
                 if self.bound is None:
                     self._bind(copy, Address(source, 0))
             assert self.bound is not None
-            name = None if many else self.stack.reachable(DATAGRAM, host, to)
+            name = None if many else self.stack.reachable(self.letter, host, to)
             if name is not None:
                 try:
                     copy.connect(self.stack.network.place(name))
@@ -154,7 +154,7 @@ class Datagram(InetSocket):
             raise fail(errno.EMSGSIZE)
         data = req.read(req.args[1], size)
         with self.copy(req) as copy:
-            self.send(copy, data, to)
+            self.send(copy, data, to, ancillary.sent(self, req, None))
         return Reply.value(size)
 
     def sendmsg(self, req: Request) -> Reply | None:
@@ -163,15 +163,18 @@ class Datagram(InetSocket):
         if not head.name or not head.namelen:
             if not head.controllen:
                 return None
-            block = head.raw[:32] + struct.pack("<QQi4x", 0, 0, 0)
-            return req.rewrite({1: (block, [])})
+            if self.peer is None:
+                raise fail(errno.EDESTADDRREQ)
         data, to = self._message(req, head)
         with self.copy(req) as copy:
-            self.send(copy, data, to)
+            self.send(copy, data, to, ancillary.sent(self, req, head))
         return Reply.value(len(data))
 
     def _message(self, req: Request, head: message.Header) -> tuple[bytes, Address]:
-        to = self._target(req, head.name, head.namelen)
+        named = head.name and head.namelen
+        to = self._target(req, head.name, head.namelen) if named else self.peer
+        if to is None:
+            raise fail(errno.EDESTADDRREQ)
         data = head.gather(req)
         if len(data) > (MAX_DATA4 if len(to.ip) == 4 else MAX_DATA6):
             raise fail(errno.EMSGSIZE)
@@ -185,12 +188,8 @@ class Datagram(InetSocket):
                 at = req.args[1] + message.MMSGHDR_SIZE * index
                 try:
                     head = message.Header.read(req, at)
-                    if head.name and head.namelen:
-                        data, to = self._message(req, head)
-                        self.send(copy, data, to)
-                    else:
-                        data = head.gather(req)
-                        copy.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    data, to = self._message(req, head)
+                    self.send(copy, data, to, ancillary.sent(self, req, head))
                     req.write(at + message.MSGHDR.size, struct.pack("<I", len(data)))
                 except OSError:
                     if not sent:
@@ -212,7 +211,7 @@ class Datagram(InetSocket):
             to = Address(address.LOOPBACK4 if len(to.ip) == 4 else address.LOOPBACK6, to.port)
         return to
 
-    def send(self, copy: _socket.socket, data: bytes, to: Address) -> None:
+    def send(self, copy: _socket.socket, data: bytes, to: Address, traffic: Traffic) -> None:
         """Send one datagram, from `copy`. It is lost without an error where UDP's would be."""
         if self.error:
             error, self.error = self.error, 0
@@ -220,38 +219,55 @@ class Datagram(InetSocket):
         if self.bound is None:
             self._bind_any(copy)
         if is_multicast(to.ip):
-            self._send_many(copy, data, to, self.stack.group_members(to))
+            self._send_many(copy, data, to, traffic, self.stack.group_members(to))
             return
         if self.stack.is_broadcast(to.ip):
             if not self.broadcast:
                 raise fail(errno.EACCES)
-            self._send_many(copy, data, to, self.stack.listening_everywhere(to))
+            self._send_many(copy, data, to, traffic, self.stack.listening_everywhere(to))
             return
         host, source = self.stack.route(to.ip)
-        name = self.stack.reachable(DATAGRAM, host, to)
+        name = self.stack.reachable(self.letter, host, to)
         if name is None:
             if self.peer == to:
                 self.error = errno.ECONNREFUSED  # as an ICMP message would tell a connected socket
             return
-        self._send_one(copy, data, name, self._exact(host.key, source))
+        self._send_one(copy, data, name, self._exact(host.key, source, traffic), traffic)
 
-    def _exact(self, host: str, source: bytes) -> Address | None:
-        """Our address, where the receiver would take it for another one."""
+    def _exact(self, host: str, source: bytes, traffic: Traffic) -> Address | None:
+        """Our address, where our socket's name doesn't tell all that it should."""
         network, bound = self.stack.network, self.bound
-        if bound is None or not is_any(bound.ip) or host != network.key:
+        if bound is None:
             return None
-        return None if address.is_loopback(source) else Address(source, bound.port)
+        if traffic != ancillary.PLAIN:
+            return Address(source, bound.port) if is_any(bound.ip) else bound
+        if not is_any(bound.ip) or host != network.key or address.is_loopback(source):
+            return None
+        return Address(source, bound.port)
 
     def _send_one(
-        self, copy: _socket.socket, data: bytes, name: str, exact: Address | None
+        self,
+        copy: _socket.socket,
+        data: bytes,
+        name: str,
+        exact: Address | None,
+        traffic: Traffic,
     ) -> None:
-        if exact is None:
-            self.stack.outbox.send(copy, data, name)
-        else:
-            with self.stack.outbox.speaking_as(exact) as ours:
-                self.stack.outbox.send(ours, data, name)
+        outbox = self.stack.outbox
+        if exact is not None:
+            with outbox.speaking_as(self.letter, exact, traffic.suffix()) as ours:
+                if outbox.send(ours, data, name):
+                    return
+        outbox.send(copy, data, name)  # as well if it is connected to us, and to nobody else
 
-    def _send_many(self, copy: _socket.socket, data: bytes, to: Address, names: list[str]) -> None:
+    def _send_many(
+        self,
+        copy: _socket.socket,
+        data: bytes,
+        to: Address,
+        traffic: Traffic,
+        names: list[str],
+    ) -> None:
         own = next((ip for ip in self.stack.network.host.ips if len(ip) == len(to.ip)), None)
         if own is None or self.stack.network.host.down:
             raise fail(errno.ENETUNREACH)
@@ -263,164 +279,8 @@ class Datagram(InetSocket):
             same = parsed[0] == self.stack.network.key
             if same and not loop and is_multicast(to.ip):
                 continue
-            self._send_one(copy, data, name, self._exact(parsed[0], own))
-
-    # --- receiving -------------------------------------------------------------------------------
-
-    def recvfrom(self, req: Request) -> Reply | None:
-        """recvfrom(2) with room for an address."""
-        flags = signed(req.args[3])
-
-        def take(copy: _socket.socket) -> Reply:
-            size = req.args[2]
-            data, sender = self._receive(copy, flags)
-            req.write(req.args[1], data[:size])
-            if sender is None:
-                req.write(req.args[5], struct.pack("<i", 0))
-            else:
-                packed = address.pack(self.family, sender)
-                address.write(req, req.args[4], req.args[5], packed)
-            return Reply.value(len(data) if flags & socket.MSG_TRUNC else min(len(data), size))
-
-        return self._waiting(req, flags, take)
-
-    def recvmsg(self, req: Request) -> Reply | None:
-        """recvmsg(2)."""
-        head = message.Header.read(req, req.args[1])
-        flags = signed(req.args[2])
-        if not head.name and not self._wants_control():
-            return None
-        if flags & socket.MSG_ERRQUEUE:
-            raise fail(errno.EAGAIN)
-        room = head.room(req)
-        return self._waiting(
-            req,
-            flags,
-            lambda copy: Reply.value(self._message_in(req, copy, req.args[1], room, flags)),
-        )
-
-    def recvmmsg(self, req: Request) -> Reply | None:
-        """recvmmsg(2): waits for the first only, and takes what else is there."""
-        flags = signed(req.args[3])
-        count = min(req.args[2] & 0xFFFFFFFF, message.UIO_MAXIOV)
-        timeout = None
-        if req.args[4]:
-            seconds, nanos = struct.unpack("<qq", req.read(req.args[4], 16))
-            timeout = seconds + nanos / 1e9
-
-        def take(copy: _socket.socket) -> Reply:
-            got = 0
-            while got < count:
-                at = req.args[1] + message.MMSGHDR_SIZE * got
-                try:
-                    room = message.Header.read(req, at).room(req)
-                    size = self._message_in(req, copy, at, room, flags)
-                except OSError:
-                    if not got:
-                        raise
-                    break
-                req.write(at + message.MSGHDR.size, struct.pack("<I", size))
-                got += 1
-            return Reply.value(got)
-
-        return self._waiting(req, flags, take, timeout)
-
-    def _message_in(
-        self, req: Request, copy: _socket.socket, pointer: int, room: int, flags: int
-    ) -> int:
-        """Receive into a struct msghdr; what the call returns for it."""
-        head = message.Header.read(req, pointer)
-        data, sender = self._receive(copy, flags)
-        head.scatter(req, data[:room])
-        size, told = 0, 0
-        if head.name and sender is not None:
-            packed = address.pack(self.family, sender)
-            req.write(head.name, packed[: head.namelen])
-            size = len(packed)
-        control = self._control(sender) if head.control else b""
-        if len(control) > head.controllen:
-            control, told = b"", socket.MSG_CTRUNC
-        req.write(head.control, control)
-        if len(data) > room:
-            told |= socket.MSG_TRUNC
-        raw = (head.name, size, head.iov, head.iovlen, head.control, len(control), told)
-        req.write(pointer, message.MSGHDR.pack(*raw))
-        return len(data) if flags & socket.MSG_TRUNC else min(len(data), room)
-
-    def _wants_control(self) -> bool:
-        return bool(
-            self.options.get((options.SOL_IP, options.IP_PKTINFO))
-            or self.options.get((options.SOL_IPV6, options.IPV6_RECVPKTINFO))
-        )
-
-    def _control(self, sender: Address | None) -> bytes:
-        """Control messages: IP_PKTINFO, IPV6_PKTINFO."""
-        if sender is None or not self._wants_control():
-            return b""
-        local = self._reached_at(sender)
-        index = 1 if address.is_loopback(local) else 2
-        if len(local) == 4 and self.options.get((options.SOL_IP, options.IP_PKTINFO)):
-            info = struct.pack("<i4s4s", index, local, local)
-            return message.cmsg(options.SOL_IP, options.IP_PKTINFO, info)
-        ip = address.MAPPED + local if len(local) == 4 else local
-        info = struct.pack("<16sI", ip, index)
-        return message.cmsg(options.SOL_IPV6, options.IPV6_PKTINFO, info)
-
-    def _reached_at(self, sender: Address) -> bytes:
-        """Our address that a datagram was sent to, as far as can be told."""
-        if self.bound is not None and not is_any(self.bound.ip):
-            return self.bound.ip
-        try:
-            return self.stack.route(sender.ip)[1]
-        except OSError:
-            return self.any().ip
-
-    def _receive(self, copy: _socket.socket, flags: int) -> tuple[bytes, Address | None]:
-        """One datagram, whole, and its sender."""
-        flags = flags & _KEEP_FLAGS | socket.MSG_DONTWAIT
-        data, _, _, named = copy.recvmsg(1 << 18, 0, flags)
-        parsed = address.parse_name(named) if named else None
-        return data, None if parsed is None else self._sender(*parsed)
-
-    def _sender(self, host: str, named: Address) -> Address:
-        """The address to show of a sender whose socket has this name."""
-        ip = named.ip
-        if is_any(ip):
-            four = self.family == socket.AF_INET or len(ip) == 4
-            if self.bound is not None and not is_any(self.bound.ip):
-                four = len(self.bound.ip) == 4
-            ip = self.stack.ip_of(host, 4 if four else 16, self.bound)
-        return Address(ip, named.port)
-
-    def _waiting(
-        self, req: Request, flags: int, take: object, timeout: float | None = None
-    ) -> Reply:
-        """Receive now, or later where the guest waits."""
-        assert callable(take)
-        with self.copy(req) as copy:
-            if self.error:
-                error, self.error = self.error, 0
-                raise fail(error)
-            try:
-                now: Reply = take(copy)
-                return now
-            except BlockingIOError:
-                if flags & socket.MSG_DONTWAIT or not os.get_blocking(copy.fileno()):
-                    raise
-            timeout = message.timeout_of(copy) if timeout is None else timeout
-            kept = duplicate(copy)
-
-        def attempt() -> Reply | None:
-            try:
-                reply: Reply = take(kept)
-                return reply
-            except BlockingIOError:
-                return None
-
-        return wait(
-            self.stack.vm, req, kept.fileno(), select.POLLIN, attempt,
-            lambda: Reply.error(ERESTARTSYS), kept.close, timeout,
-        )  # fmt: skip
+            exact = self._exact(parsed[0], own, traffic)
+            self._send_one(copy, data, name, exact, traffic)
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -432,7 +292,7 @@ class Datagram(InetSocket):
             data = req.read(pointer, max(4, min(size, 12)))
             self.options[level, number] = data[4:8] if len(data) >= 8 else data[:4]
             return DONE
-        found = self._group(req, level, number, pointer, size)
+        found = groups.change(req, level, number, pointer, size)
         if found is None:
             return None
         group, join = found
@@ -450,29 +310,6 @@ class Datagram(InetSocket):
                 self._leave(group)
         return DONE
 
-    def _group(
-        self, req: Request, level: int, number: int, pointer: int, size: int
-    ) -> tuple[bytes, bool] | None:
-        """(group, join or leave) of an option; None: another option."""
-        if level == options.SOL_IP and number in (
-            options.IP_ADD_MEMBERSHIP, options.IP_DROP_MEMBERSHIP,
-        ):  # fmt: skip
-            if size < 8:
-                raise fail(errno.EINVAL)
-            return req.read(pointer, 4), number == options.IP_ADD_MEMBERSHIP
-        if level == options.SOL_IPV6 and number in (
-            options.IPV6_JOIN_GROUP, options.IPV6_LEAVE_GROUP,
-        ):  # fmt: skip
-            if size < 20:
-                raise fail(errno.EINVAL)
-            return req.read(pointer, 16), number == options.IPV6_JOIN_GROUP
-        if number in (options.MCAST_JOIN_GROUP, options.MCAST_LEAVE_GROUP):
-            data = req.read(pointer, 136)
-            (family,) = struct.unpack_from("<H", data, 8)
-            ip = data[12:16] if family == socket.AF_INET else data[16:32]
-            return ip, number == options.MCAST_JOIN_GROUP
-        return None
-
     def _enter(self, group: bytes) -> None:
         assert self.bound is not None
         name = self.stack.group_name(Address(group, self.bound.port))
@@ -480,11 +317,11 @@ class Datagram(InetSocket):
 
     def _leave(self, group: bytes) -> None:
         assert self.bound is not None
-        link = f"{self.stack.group_name(Address(group, self.bound.port))}+/{self.name}"
-        self.stack.network.unlink(link)
+        name = self.stack.group_name(Address(group, self.bound.port))
+        self.stack.network.leave_group(name, self.name)
 
     def gone(self) -> None:
         """Remove the names."""
-        self.stack.ports[socket.SOCK_DGRAM].release(self)
+        self.stack.ports[self.protocol].release(self)
         for name in self._names:
             self.stack.network.unlink(name)

@@ -207,7 +207,7 @@ def connect(stack: Fabric, to: Address) -> socket.socket:
         raise address.fail(errno.ECONNREFUSED)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        own = Address(source, stack.ports[socket.SOCK_STREAM].free())
+        own = Address(source, stack.ports[socket.IPPROTO_TCP].free())
         sock.bind(address.call_name(stack.network.ident, Tuple(own, to)))
         sock.connect(stack.network.place(name))
     except OSError:

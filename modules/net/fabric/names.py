@@ -52,7 +52,7 @@ class NameServer:
     def __init__(self, stack: Fabric, own: Address) -> None:
         self._stack = stack
         self.bound = own
-        stack.ports[socket.SOCK_DGRAM].claim(self, own)
+        stack.ports[socket.IPPROTO_UDP].claim(self, own)
         self._name = address.name(DATAGRAM, stack.network.key, own)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(stack.network.place(self._name))

@@ -214,6 +214,10 @@ class Network:
         own = [os.fsencode(self._file), path + b"/" + self.key.encode()]
         return [*own, path + b"/hosts/", path + b"/", os.path.dirname(path) + b"/"]
 
+    def leave_group(self, name: str, member: str) -> None:
+        """Undo `join_group`."""
+        self.unlink(f"{name}+/{member.replace('/', '_')}")
+
 
 # --- files ---------------------------------------------------------------------------------------
 

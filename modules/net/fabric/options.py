@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .inet import InetSocket
 
 DONE = Reply.value(0)
-SOL_IP, SOL_TCP, SOL_UDP, SOL_IPV6 = 0, 6, 17, 41
+SOL_IP, SOL_TCP, SOL_UDP, SOL_IPV6, SOL_UDPLITE = 0, 6, 17, 41, 136
 SO_REUSEADDR, SO_TYPE, SO_ERROR, SO_BROADCAST, SO_PEERCRED = 2, 3, 4, 6, 17
 SO_REUSEPORT, SO_BINDTODEVICE, SO_PROTOCOL, SO_DOMAIN, SO_ACCEPTCONN = 15, 25, 38, 39, 30
 SO_PASSCRED, SO_PASSSEC, SO_MARK, SO_ZEROCOPY, SO_INCOMING_CPU = 16, 34, 36, 60, 49
@@ -114,6 +114,8 @@ KNOWN: dict[tuple[int, int], Option] = {
     (socket.SOL_SOCKET, SO_REUSEPORT): _FLAG,
     (socket.SOL_SOCKET, SO_ZEROCOPY): Option(0, 0, 1),
     (socket.SOL_SOCKET, SO_INCOMING_CPU): Option(0),
+    (SOL_UDPLITE, 10): Option(8, 0, 65535),  # UDPLITE_SEND_CSCOV
+    (SOL_UDPLITE, 11): Option(0, 0, 65535),  # UDPLITE_RECV_CSCOV
     (SOL_UDP, 1): _FLAG,  # UDP_CORK
     (SOL_UDP, 103): Option(0, 0, 65535),  # UDP_SEGMENT
     (SOL_UDP, 104): _FLAG,  # UDP_GRO
@@ -127,8 +129,7 @@ _LEVELS: dict[int, tuple[int, ...]] = {
 
 
 def _levels(sock: InetSocket) -> tuple[int, ...]:
-    own = SOL_TCP if sock.kind == socket.SOCK_STREAM else SOL_UDP
-    return (*_LEVELS[sock.family], own)
+    return (*_LEVELS[sock.family], sock.protocol)
 
 
 # --- setsockopt ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from . import address
-from .address import DATAGRAM, Address
+from .address import Address
 
 if TYPE_CHECKING:
     from .network import Network
@@ -51,43 +51,51 @@ class Outbox:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._queues: dict[str, _Queue] = {}
-        self._voices: dict[Address, socket.socket] = {}
+        self._voices: dict[tuple[str, Address, str], socket.socket] = {}
         self._serial = count(1)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def send(self, sender: _socket.socket, data: bytes, name: str) -> None:
-        """Send to the socket called `name`. **Errors** EMSGSIZE, EPERM…: none that UDP hasn't."""
+    def send(self, sender: _socket.socket, data: bytes, name: str) -> bool:
+        """Send to the socket called `name`; False: it takes none of this sender.
+
+        **Errors** EMSGSIZE, ENOMEM: none that UDP hasn't.
+        """
         queue = self._queues.get(name)
         if queue is None:
             try:
                 sender.sendto(data, socket.MSG_DONTWAIT, self._network.place(name))
-                return
+                return True
             except OSError as error:
-                if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EPROTOTYPE):
-                    return
+                if error.errno == errno.EPERM:
+                    return False
+                if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EPROTOTYPE):
+                    return True
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     raise
         with self._lock:
             queue = self._queues.setdefault(name, _Queue())
             if queue.size + len(data) > ROOM:
-                return
+                return True
             queue.waiting.append((duplicate(sender), data))
             queue.size += len(data) + 512
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="umvm-outbox")
                 self._thread.start()
+        return True
 
     @contextmanager
-    def speaking_as(self, sender: Address) -> Iterator[socket.socket]:
-        """A socket of ours that receivers take for this sender's."""
+    def speaking_as(self, kind: str, sender: Address, tells: str) -> Iterator[socket.socket]:
+        """A socket of ours that receivers take for this sender's; `tells`: part of its name."""
         with self._lock:
-            voice = self._voices.get(sender)
+            key = (kind, sender, tells)
+            voice = self._voices.get(key)
             if voice is None:
                 if len(self._voices) > 256:
                     self._close_voices()
-                voice = self._voices[sender] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                name = f"{address.name(DATAGRAM, self._network.key, sender)}~v{next(self._serial)}"
+                voice = self._voices[key] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                name = address.name(kind, self._network.key, sender)
+                name += f"~{tells}{next(self._serial)}"
                 voice.bind(self._network.place(name))
                 self._network.unlink(name)
             copy = voice.dup()

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from . import address
-from .address import DATAGRAM, Address
+from .address import Address
 
 if TYPE_CHECKING:
     from .datagram import Datagram
@@ -52,9 +52,10 @@ class Sink:
 
         name = "/".join(named.rsplit("/", 2)[1:])
         parsed = address.parse_name(name)
-        for sock in self._stack.ports[socket.SOCK_DGRAM].at(parsed[1].port if parsed else 0):
-            if isinstance(sock, Datagram) and sock.name == name:
-                return sock
+        for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE):
+            for sock in self._stack.ports[protocol].at(parsed[1].port if parsed else 0):
+                if isinstance(sock, Datagram) and sock.name == name:
+                    return sock
         return None
 
     def _pass_on(self, sender: Datagram, data: bytes, own: Address) -> None:
@@ -66,11 +67,11 @@ class Sink:
             names = stack.listening_everywhere(to) if many is None else many
         else:
             host, _ = stack.route(to.ip)
-            name = stack.reachable(DATAGRAM, host, to)
+            name = stack.reachable(sender.letter, host, to)
             if name is None:
                 sender.error = errno.ECONNREFUSED
             names = [name] if name is not None else []
-        with stack.outbox.speaking_as(own) as voice:
+        with stack.outbox.speaking_as(sender.letter, own, "") as voice:
             for name in names:
                 stack.outbox.send(voice, data, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import socket
 import threading
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
     from umvm import Request
 
 IPPROTO_MAX = 256
-OWN_PROTOCOL = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
-TYPES = {socket.SOCK_STREAM: Stream, socket.SOCK_DGRAM: Datagram}
+PROTOCOLS: dict[int, tuple[int, ...]] = {
+    socket.SOCK_STREAM: (socket.IPPROTO_TCP,),
+    socket.SOCK_DGRAM: (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE),
+}
+"""The first is the one that 0 stands for."""
+TYPES: dict[int, type[Stream | Datagram]] = {
+    socket.SOCK_STREAM: Stream,
+    socket.SOCK_DGRAM: Datagram,
+}
 NAME_SERVER = bytes([127, 0, 0, 53])
 
 
@@ -42,7 +50,9 @@ class Fabric(NetworkStack):
     def __init__(self, vm: Any, network: Network) -> None:
         """The network is left when the stack is closed."""
         self.vm, self.network = vm, network
-        self.ports = {kind: Ports(vm.sockets.sweep) for kind in TYPES}
+        self.ports = {
+            protocol: Ports(vm.sockets.sweep) for each in PROTOCOLS.values() for protocol in each
+        }
         self.outbox = Outbox(network)
         self._sink: Sink | None = None
         self._lock = threading.Lock()
@@ -72,11 +82,12 @@ class Fabric(NetworkStack):
             raise fail(errno.EPERM)
         if plain not in TYPES:
             raise fail(errno.ESOCKTNOSUPPORT)
-        if protocol not in (0, OWN_PROTOCOL[socket.SocketKind(plain)]):
+        protocols = PROTOCOLS[plain]
+        own = protocol or protocols[0]
+        if own not in protocols:
             raise fail(errno.EPROTONOSUPPORT)
-        made = socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
-        own = OWN_PROTOCOL[socket.SocketKind(plain)]
-        return Made(made.detach(), TYPES[socket.SocketKind(plain)](self, family, plain, own))
+        made = _socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
+        return Made(made.detach(), TYPES[plain](self, family, plain, own))
 
     def describe(self) -> str:
         """The network and the host's addresses."""
@@ -132,7 +143,7 @@ class Fabric(NetworkStack):
     def reachable(self, kind: str, host: Host, to: Address) -> str | None:
         """The name of a socket that an address leads to, dead or alive; None: there is none."""
         network = self.network
-        of_type = socket.SOCK_STREAM if kind == address.STREAM else socket.SOCK_DGRAM
+        of_type = address.TYPES[kind]
         for ip in (to.ip, ANY4 if len(to.ip) == 4 else ANY6):
             name = address.name(kind, host.key, Address(ip, to.port))
             members = network.members(name)

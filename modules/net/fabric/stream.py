@@ -55,12 +55,12 @@ class Stream(InetSocket):
         with self.lock:
             if self.bound is not None or self.peer is not None:
                 raise fail(errno.EINVAL)
-            self.stack.ports[socket.SOCK_STREAM].claim(self, wanted)
+            self.stack.ports[self.protocol].claim(self, wanted)
         return DONE
 
     def listen(self, req: Request) -> Reply:
         """listen(2)."""
-        ports = self.stack.ports[socket.SOCK_STREAM]
+        ports = self.stack.ports[self.protocol]
         with self.lock, self.copy(req) as copy:
             if self.peer is not None:
                 raise fail(errno.EINVAL)
@@ -183,7 +183,7 @@ class Stream(InetSocket):
 
     def _name(self, copy: _socket.socket, source: bytes, to: Address) -> None:
         """Give the socket a name that tells the connection. **Errors** EADDRNOTAVAIL."""
-        ident, ports = self.stack.network.ident, self.stack.ports[socket.SOCK_STREAM]
+        ident, ports = self.stack.network.ident, self.stack.ports[self.protocol]
         for _ in range(_TRIES):
             port = self.bound.port if self.bound is not None else ports.free()
             own = Address(source, port)
@@ -239,6 +239,6 @@ class Stream(InetSocket):
 
     def gone(self) -> None:
         """Remove the names."""
-        self.stack.ports[socket.SOCK_STREAM].release(self)
+        self.stack.ports[self.protocol].release(self)
         for name in self._names:
             self.stack.network.unlink(name)
