@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ MSGHDR = struct.Struct("<QI4xQQQQi4x")
 MMSGHDR_SIZE = 64
 UIO_MAXIOV = 1024
 SO_RCVTIMEO = 20
+MOMENT = 2
+"""Milliseconds that a worker may wait itself: an answer by another thread costs more."""
 
 
 class Header(NamedTuple):
@@ -71,6 +74,13 @@ def cmsg(level: int, kind: int, data: bytes) -> bytes:
     """One control message, padded."""
     head = struct.pack("<QII", 16 + len(data), level, kind)
     return head + data + b"\0" * (-len(data) % 8)
+
+
+def readable(copy: _socket.socket, patience: int) -> bool:
+    """Is there something to receive or accept, now or within some ms?"""
+    poll = select.poll()
+    poll.register(copy.fileno(), select.POLLIN)
+    return bool(poll.poll(patience))
 
 
 def timeout_of(copy: _socket.socket) -> float | None:

@@ -155,6 +155,11 @@ class Receiver(InetSocket):
             except BlockingIOError:
                 if flags & socket.MSG_DONTWAIT or not os.get_blocking(copy.fileno()):
                     raise
+            if message.readable(copy, message.MOMENT):
+                try:
+                    return take(copy)
+                except BlockingIOError:
+                    pass  # another thread was faster
             timeout = message.timeout_of(copy) if timeout is None else timeout
             kept = duplicate(copy)
 

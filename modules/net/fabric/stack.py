@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import random
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from umvm.interfaces.network import (
 )
 
 from . import address
-from .address import ANY4, ANY6, BROADCAST, Address, fail, is_loopback, text
+from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
 from .forward import Forward, parse_forward, reset
 from .network import DOMAIN, Host, Network
@@ -140,6 +141,22 @@ class Fabric(NetworkStack):
         near = 3 if len(ip) == 4 else 8
         raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
 
+    def listener(self, to: Address) -> str | None:
+        """The name of a listener of this host's that is known to be at an address."""
+        exact, other = [], []
+        for sock in self.ports[socket.IPPROTO_TCP].at(to.port):
+            if not isinstance(sock, Stream) or not sock.listening or sock.bound is None:
+                continue
+            ip = sock.bound.ip
+            if ip == to.ip:
+                exact.append(sock)
+            elif is_any(ip) and (len(ip) == len(to.ip) or (len(ip) == 16 and not sock.v6only)):
+                other.append(sock)
+        found = exact or other
+        if not found:
+            return None
+        return (found[0] if len(found) == 1 else random.choice(found)).name
+
     def reachable(self, kind: str, host: Host, to: Address) -> str | None:
         """The name of a socket that an address leads to, dead or alive; None: there is none."""
         network = self.network
@@ -148,8 +165,6 @@ class Fabric(NetworkStack):
             name = address.name(kind, host.key, Address(ip, to.port))
             members = network.members(name)
             if members:
-                import random
-
                 random.shuffle(members)
             for each in (*members, name):
                 if network.alive(each, of_type):

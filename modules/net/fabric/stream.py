@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 from umvm import Reply
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from umvm import Request
 
+    from .network import Host
     from .stack import Fabric
 
 BACKLOG = 4096
@@ -41,6 +43,13 @@ class Stream(InetSocket):
     def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
         super().__init__(stack, family, kind, protocol)
         self._names: list[str] = []
+        self._called: Address | None = None
+        self._accepting = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The name of a listener's socket."""
+        return self._names[0]
 
     # --- the listening side ----------------------------------------------------------------------
 
@@ -105,7 +114,7 @@ class Stream(InetSocket):
         with self.copy(req) as copy:
             if not self.listening or not os.get_blocking(copy.fileno()):
                 return self._accepted(req, flags, *copy._accept())  # type: ignore[attr-defined]
-            found = self._accept_now(copy)
+            found = self._accept_now(copy, message.MOMENT)
             if found is not None:
                 return self._accepted(req, flags, *found)
             timeout = message.timeout_of(copy)
@@ -120,15 +129,20 @@ class Stream(InetSocket):
             lambda: Reply.error(ERESTARTSYS), kept.close, timeout,
         )  # fmt: skip
 
-    def _accept_now(self, copy: _socket.socket) -> tuple[int, object] | None:
-        """A connection that is there. The lock keeps others, who all are here, from taking it."""
-        with self.lock:
-            poll = select.poll()
-            poll.register(copy.fileno(), select.POLLIN)
-            if not poll.poll(0):
+    def _accept_now(self, copy: _socket.socket, patience: int = 0) -> tuple[int, object] | None:
+        """A connection that is there, or comes within some ms.
+
+        The lock keeps others, who all are here, from taking it.
+        """
+        if not self._accepting.acquire(blocking=False):
+            return None
+        try:
+            if not message.readable(copy, patience):
                 return None
             found: tuple[int, object] = copy._accept()  # type: ignore[attr-defined]
             return found
+        finally:
+            self._accepting.release()
 
     def _accepted(self, req: Request, flags: int, fd: int, named: object) -> Reply:
         call = address.parse_call(named, self.stack.network.ident)
@@ -169,41 +183,55 @@ class Stream(InetSocket):
                 source = self.bound.ip
                 if len(source) != len(to.ip):
                     raise fail(errno.EINVAL)
-            name = self.stack.reachable(STREAM, host, to)
-            if name is None:
+            if not self._connect(req, host, source, to):
                 raise fail(errno.ECONNREFUSED)
-            with self.copy(req) as copy:
-                self._name(copy, source, to)
-                try:
-                    copy.connect(self.stack.network.place(name))
-                except FileNotFoundError:
-                    raise fail(errno.ECONNREFUSED) from None
             self.peer = to
         return DONE
+
+    def _connect(self, req: Request, host: Host, source: bytes, to: Address) -> bool:
+        """Connect in the kernel; False: nobody listens."""
+        network = self.stack.network
+        name = self.stack.listener(to) if host.key == network.key else None
+        known = name is not None
+        if name is None:
+            name = self.stack.reachable(STREAM, host, to)
+        if name is None:
+            return False
+        with self.copy(req) as copy:
+            self._name(copy, source, to)
+            try:
+                copy.connect(network.place(name))
+                return True
+            except (ConnectionRefusedError, FileNotFoundError):
+                pass
+            if known:  # it is gone, which nobody has told us; there may be another one
+                self.stack.vm.sockets.sweep()
+                name = self.stack.reachable(STREAM, host, to)
+                if name is not None:
+                    copy.connect(network.place(name))
+                    return True
+        return False
 
     def _name(self, copy: _socket.socket, source: bytes, to: Address) -> None:
         """Give the socket a name that tells the connection. **Errors** EADDRNOTAVAIL."""
         ident, ports = self.stack.network.ident, self.stack.ports[self.protocol]
+        if self._called is not None:  # it has got a name by an attempt that failed
+            if self._called != to:
+                raise fail(errno.ECONNABORTED)
+            return
         for _ in range(_TRIES):
             port = self.bound.port if self.bound is not None else ports.free()
             own = Address(source, port)
             try:
                 copy.bind(address.call_name(ident, Tuple(own, to)))
             except OSError as error:
-                if error.errno == errno.EINVAL:  # it has its name from an attempt that failed late
-                    raise fail(errno.ECONNABORTED) from None
                 if error.errno != errno.EADDRINUSE or self.bound is not None:
                     raise fail(errno.EADDRNOTAVAIL) from None
                 continue
-            self.bound = self.bound or own
-            if is_any(self.bound.ip):
-                self._rebind(own)
+            self._called = to
+            self.bound = own
             return
         raise fail(errno.EADDRNOTAVAIL)
-
-    def _rebind(self, own: Address) -> None:
-        """A socket bound to any address has one now that it is connected."""
-        self.bound = own
 
     # --- the rest --------------------------------------------------------------------------------
 
