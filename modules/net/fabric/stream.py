@@ -2,7 +2,7 @@
 
 A listener's socket has a name in the network's directory, one that connects an abstract name that
 tells both ends of the connection (address.py). A connect succeeds or fails at once, as it does
-between AF_UNIX sockets; it is never "in progress".
+between AF_UNIX sockets; one that must not block is told that it is in progress when it is done.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Stream(InetSocket):
         self._names: list[str] = []
         self._called: Address | None = None
         self._accepting = threading.Lock()
+        self._in_progress = False
 
     @property
     def name(self) -> str:
@@ -170,6 +171,9 @@ class Stream(InetSocket):
         """connect(2). **Errors** ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, EISCONN…"""
         to = address.read(req, req.args[1], signed(req.args[2]), self.family)
         with self.lock:
+            if self._in_progress and to is not None:
+                self._in_progress = False
+                return DONE
             if self.peer is not None or self.listening:
                 raise fail(errno.EISCONN)
             if to is None:
@@ -186,6 +190,8 @@ class Stream(InetSocket):
             if not self._connect(req, host, source, to):
                 raise fail(errno.ECONNREFUSED)
             self.peer = to
+            if self._in_progress:
+                raise fail(errno.EINPROGRESS)
         return DONE
 
     def _connect(self, req: Request, host: Host, source: bytes, to: Address) -> bool:
@@ -201,6 +207,7 @@ class Stream(InetSocket):
             self._name(copy, source, to)
             try:
                 copy.connect(network.place(name))
+                self._tell(copy)
                 return True
             except (ConnectionRefusedError, FileNotFoundError):
                 pass
@@ -209,8 +216,20 @@ class Stream(InetSocket):
                 name = self.stack.reachable(STREAM, host, to)
                 if name is not None:
                     copy.connect(network.place(name))
+                    self._tell(copy)
                     return True
         return False
+
+    def _tell(self, copy: _socket.socket) -> None:
+        """Let one that doesn't block believe that it took some time, as it does with TCP.
+
+        Who polls it already must hear that it can be written to: setting the size of the send
+        buffer, to what it was, wakes them (sk_setsockopt() of net/core/sock.c).
+        """
+        if not os.get_blocking(copy.fileno()):
+            self._in_progress = True
+            size = copy.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            copy.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size // 2)
 
     def _name(self, copy: _socket.socket, source: bytes, to: Address) -> None:
         """Give the socket a name that tells the connection. **Errors** EADDRNOTAVAIL."""
