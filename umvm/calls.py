@@ -14,8 +14,8 @@ from umvm.guest.events import Events
 from umvm.interfaces.identity import Identity, all_capabilities
 from umvm.syscalls import table
 from umvm.syscalls.classes import expand
-from umvm.syscalls.kinds import SOCKETS
 from umvm.syscalls.context import program_of
+from umvm.syscalls.kinds import SOCKETS
 
 if TYPE_CHECKING:
     from umvm.syscalls.identity import Handler
