@@ -23,6 +23,7 @@ from . import address, ancillary, groups, message, options
 from .address import ANY4, DATAGRAM, LITE, Address, fail, is_any, is_multicast
 from .ancillary import Traffic
 from .inet import DONE, signed
+from .outbox import Fate
 from .receive import Receiver
 
 if TYPE_CHECKING:
@@ -227,12 +228,15 @@ class Datagram(Receiver):
             self._send_many(copy, data, to, traffic, self.stack.listening_everywhere(to))
             return
         host, source = self.stack.route(to.ip)
-        name = self.stack.reachable(self.letter, host, to)
-        if name is None:
-            if self.peer == to:
-                self.error = errno.ECONNREFUSED  # as an ICMP message would tell a connected socket
-            return
-        self._send_one(copy, data, name, self._exact(host.key, source, traffic), traffic)
+        exact = self._exact(host.key, source, traffic)
+        for name in self.stack.receivers(self.letter, host, to):
+            if self._send_one(copy, data, name, exact, traffic):
+                return
+        found = self.stack.reachable(self.letter, host, to)
+        if found is not None:
+            self._send_one(copy, data, found, exact, traffic)
+        elif self.peer == to:
+            self.error = errno.ECONNREFUSED  # as an ICMP message would tell a connected socket
 
     def _exact(self, host: str, source: bytes, traffic: Traffic) -> Address | None:
         """Our address, where our socket's name doesn't tell all that it should."""
@@ -252,13 +256,16 @@ class Datagram(Receiver):
         name: str,
         exact: Address | None,
         traffic: Traffic,
-    ) -> None:
+    ) -> bool:
+        """Send to the socket of this name; False: nobody has it."""
         outbox = self.stack.outbox
         if exact is not None:
             with outbox.speaking_as(self.letter, exact, traffic.suffix()) as ours:
-                if outbox.send(ours, data, name):
-                    return
-        outbox.send(copy, data, name)  # as well if it is connected to us, and to nobody else
+                fate = outbox.send(ours, data, name)
+            if fate is not Fate.REFUSED:
+                return fate is Fate.SENT
+        # as well if it is connected to our own socket, and to nobody else's
+        return outbox.send(copy, data, name) is not Fate.NOBODY
 
     def _send_many(
         self,

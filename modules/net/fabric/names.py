@@ -52,10 +52,10 @@ class NameServer:
     def __init__(self, stack: Fabric, own: Address) -> None:
         self._stack = stack
         self.bound = own
+        self.name = address.name(DATAGRAM, stack.network.key, own)
         stack.ports[socket.IPPROTO_UDP].claim(self, own)
-        self._name = address.name(DATAGRAM, stack.network.key, own)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(stack.network.place(self._name))
+        self._socket.bind(stack.network.place(self.name))
         threading.Thread(target=self._work, daemon=True, name="umvm-names").start()
 
     def _work(self) -> None:
@@ -114,11 +114,11 @@ class NameServer:
 
     def close(self) -> None:
         """End the thread."""
-        path = self._stack.network.place(self._name)
+        path = self._stack.network.place(self.name)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
                 last.sendto(b"", socket.MSG_DONTWAIT, path)
         except OSError:
             pass
         self._socket.close()
-        self._stack.network.unlink(self._name)
+        self._stack.network.unlink(self.name)

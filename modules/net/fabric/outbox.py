@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,14 @@ def duplicate(sock: _socket.socket) -> _socket.socket:
     return _socket.socket(socket.AF_UNIX, sock.type, 0, os.dup(sock.fileno()))
 
 
+class Fate(Enum):
+    """What became of a datagram."""
+
+    SENT = "sent, or lost on the way"
+    REFUSED = "the receiver takes none of this sender"
+    NOBODY = "there is no receiver"
+
+
 class _Queue:
     """What waits for one receiver."""
 
@@ -56,8 +65,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def send(self, sender: _socket.socket, data: bytes, name: str) -> bool:
-        """Send to the socket called `name`; False: it takes none of this sender.
+    def send(self, sender: _socket.socket, data: bytes, name: str) -> Fate:
+        """Send to the socket called `name`.
 
         **Errors** EMSGSIZE, ENOMEM: none that UDP hasn't.
         """
@@ -65,24 +74,24 @@ class Outbox:
         if queue is None:
             try:
                 sender.sendto(data, socket.MSG_DONTWAIT, self._network.place(name))
-                return True
+                return Fate.SENT
             except OSError as error:
                 if error.errno == errno.EPERM:
-                    return False
+                    return Fate.REFUSED
                 if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EPROTOTYPE):
-                    return True
+                    return Fate.NOBODY
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     raise
         with self._lock:
             queue = self._queues.setdefault(name, _Queue())
             if queue.size + len(data) > ROOM:
-                return True
+                return Fate.SENT
             queue.waiting.append((duplicate(sender), data))
             queue.size += len(data) + 512
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="umvm-outbox")
                 self._thread.start()
-        return True
+        return Fate.SENT
 
     @contextmanager
     def speaking_as(self, kind: str, sender: Address, tells: str) -> Iterator[socket.socket]:

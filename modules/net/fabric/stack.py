@@ -143,9 +143,23 @@ class Fabric(NetworkStack):
 
     def listener(self, to: Address) -> str | None:
         """The name of a listener of this host's that is known to be at an address."""
+        return self._known(self.ports[socket.IPPROTO_TCP], to)
+
+    def receivers(self, kind: str, host: Host, to: Address) -> list[str]:
+        """Names that a datagram socket at an address may have, the likeliest first."""
+        if host.key == self.network.key:
+            lite = kind == address.LITE
+            ports = self.ports[socket.IPPROTO_UDPLITE if lite else socket.IPPROTO_UDP]
+            name = self._known(ports, to)
+            return [] if name is None else [name]
+        ips = (to.ip, ANY4 if len(to.ip) == 4 else ANY6)
+        return [address.name(kind, host.key, Address(ip, to.port)) for ip in ips]
+
+    def _known(self, ports: Ports, to: Address) -> str | None:
+        """The name of one of our sockets: the last one, or any of those that share a port."""
         exact, other = [], []
-        for sock in self.ports[socket.IPPROTO_TCP].at(to.port):
-            if not isinstance(sock, Stream) or not sock.listening or sock.bound is None:
+        for sock in ports.at(to.port):
+            if sock.bound is None or not sock.name:
                 continue
             ip = sock.bound.ip
             if ip == to.ip:
@@ -155,7 +169,7 @@ class Fabric(NetworkStack):
         found = exact or other
         if not found:
             return None
-        return (found[0] if len(found) == 1 else random.choice(found)).name
+        return (random.choice(found) if found[-1].reuseport else found[-1]).name
 
     def reachable(self, kind: str, host: Host, to: Address) -> str | None:
         """The name of a socket that an address leads to, dead or alive; None: there is none."""

@@ -49,8 +49,8 @@ class Stream(InetSocket):
 
     @property
     def name(self) -> str:
-        """The name of a listener's socket."""
-        return self._names[0]
+        """The name of a listener's socket; empty: it isn't one."""
+        return self._names[0] if self._names else ""
 
     # --- the listening side ----------------------------------------------------------------------
 
