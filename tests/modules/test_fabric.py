@@ -183,6 +183,13 @@ def test_bad_addresses_are_refused(umvm_run: Run, options: list[str]) -> None:
     assert (result.status, result.stdout, result.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_senseless_arguments(umvm_run: Run, seed: str) -> None:
+    """The supervisor logs nothing, and goes on."""
+    argv = [*PYTHON, str(GUESTS / "fabric_fuzz.py"), seed, "1200"]
+    assert umvm_run(argv, options=FABRIC).ok() == "done\n"
+
+
 # --- several hosts --------------------------------------------------------------------------------
 
 ECHO = """
