@@ -388,8 +388,9 @@ class VirtualMachine:
         ]
 
     def mounts_of(self, module: str) -> int:
-        """The number of mounts that a module serves."""
-        return sum(1 for mount in self.mount_table.all if mount.module == module)
+        """The number of mounts, and of sockets, that a module serves."""
+        mounts = sum(1 for mount in self.mount_table.all if mount.module == module)
+        return mounts + (self.stacks.open_sockets() if self.stacks and module == "net" else 0)
 
     def mounted_below(self, path: bytes, own: Mount | None = None) -> bool:
         """Is a mount on this path or below it (other than `own`)?"""

@@ -111,9 +111,10 @@ class Stacks:
         count: int = self._vm.sockets.used_by(stack)
         return count
 
-    def mounted(self, stack: NetworkStack, point: str) -> None:
-        """A stack is now found on a path."""
-        self._stacks[point] = stack
+    def open_sockets(self) -> int:
+        """How many sockets of all stacks are open."""
+        self._vm.sockets.sweep()
+        return len(self._vm.sockets)
 
     def unmounted(self, stack: NetworkStack, owned: bool) -> None:
         """The mount is gone, and with it the stack if it was made for it."""

@@ -116,6 +116,7 @@ class Network:
         with locked(socket_dir()):
             _unlock(self._lock)
             os.close(self.fd)
+            self.fd = -1  # sockets that are left find nothing
             purge(self.path)
             _tidy()
 
@@ -179,6 +180,8 @@ class Network:
 
     def unlink(self, name: str) -> None:
         """Remove a name, if it is there."""
+        if self.fd < 0:
+            return
         try:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:

@@ -58,6 +58,7 @@ class Fabric(NetworkStack):
         self._sink: Sink | None = None
         self._lock = threading.Lock()
         self._forwards: list[Forward] = []
+        self._closed = False
         self._helpers: list[Any] = [self.outbox]
         self._start_name_server()
 
@@ -111,6 +112,7 @@ class Fabric(NetworkStack):
 
     def close(self) -> None:
         """Leave the network."""
+        self._closed = True
         for helper in [*self._forwards, *self._helpers]:
             helper.close()
         self._forwards, self._helpers = [], []
@@ -125,9 +127,11 @@ class Fabric(NetworkStack):
     def route(self, ip: bytes) -> tuple[Host, bytes]:
         """The host that has an address, and the address of ours to reach it from.
 
-        **Errors** ENETUNREACH, EHOSTUNREACH.
+        **Errors** ENETUNREACH, EHOSTUNREACH; ENETDOWN: the stack was unloaded.
         """
         own = self.network.host
+        if self._closed:
+            raise fail(errno.ENETDOWN)
         if is_loopback(ip):
             return own, address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
         if ip in own.ips:
