@@ -65,12 +65,32 @@ def show(name: str, as_json: bool) -> None:
 @_network
 @click.option("--down", is_flag=True, help="Unreachable, and connections are reset.")
 @click.option("--up", is_flag=True, help="Reachable again.")
-def link(host: str, network: str | None, down: bool, up: bool) -> None:
-    """Change how a HOST (name or address) is connected to its network."""
-    if down == up:
-        raise UsageError("one of --down and --up is needed")
+@click.option("--latency", metavar="20ms", help="How long what it sends and gets takes.")
+@click.option("--jitter", metavar="5ms", help="Up to this is added to the latency.")
+@click.option("--rate", metavar="1mbit", help="The bandwidth of each stream.")
+@click.option("--drop", metavar="5%", help="The share of datagrams that are lost.")
+@click.option("--clear", is_flag=True, help="No latency, no limit, no losses.")
+def link(
+    host: str, network: str | None, down: bool, up: bool, clear: bool, **given: str | None
+) -> None:
+    """Change how a HOST (name or address) is connected to its network, or show it.
+
+    Streams that exist keep the latency and bandwidth that they have.
+    """
+    from .fabric.link import KINDS, parse
+
+    if down and up:
+        raise UsageError("--down and --up exclude each other")
+    settings = dict.fromkeys(KINDS, 0.0) if clear else {}
+    settings |= {name: parse(name, text) for name, text in given.items() if text is not None}
     vm, name = _owner(host, network)
-    client.call(client.find_vm(vm), "net", {"op": "link", "network": name, "down": down})
+    args: dict[str, Any] = {"op": "link", "network": name, **settings}
+    if down or up:
+        args["down"] = down
+    now = client.call(client.find_vm(vm), "net", args)
+    if not (settings or down or up):
+        state = "down" if now.pop("down") else "up"
+        click.echo(" ".join([state, *(f"{key}={value:g}" for key, value in now.items())]))
 
 
 @net.command()

@@ -294,7 +294,6 @@ def test_the_commands(runner: Runner, server: subprocess.Popen[bytes]) -> None:
     assert runner.command("net", "link", "server", "--down").ok() == ""
     lost = runner.umvm(client, options=["--net", "fabric:t"])
     assert lost.status == 1 and "No route to host" in lost.stderr
-    assert runner.command("net", "link", "server").status == 2
     assert runner.command("net", "link", "server", "--up").ok() == ""
     assert runner.umvm(client, options=["--net", "fabric:t"]).ok() == "b'10.0.0.1 10.0.0.2'\n"
 
@@ -333,3 +332,40 @@ one.send(b"end")'
     shown = umvm_run(body).stdout.splitlines()
     assert shown[0].startswith("fabric:u 10.0.0.4 ")
     assert shown[1:] == ["b'10.0.0.4 10.0.0.5'", "16", "0"]
+
+
+def test_a_bad_link(runner: Runner, server: subprocess.Popen[bytes]) -> None:
+    source = """
+import socket, time
+start = time.monotonic()
+with socket.create_connection(("server", 7)) as sock:
+    print(sock.getpeername()[1], sock.recv(100), sock.getsockname()[0] in ("10.0.0.1", "fd75:6d76:6d00::a00:1"))
+    sock.send(b"udp")
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.settimeout(10)
+    for _ in range(3):
+        udp.sendto(b"hi ", ("10.0.0.2", 7))
+        print(udp.recvfrom(100))
+print(time.monotonic() - start > 0.4)
+"""
+    link = ("net", "link", "server")
+    assert runner.command(*link).ok() == "up\n"
+    assert runner.command(*link, "--latency", "60ms", "--rate", "80mbit").ok() == ""
+    assert runner.command(*link).ok() == "up latency=0.06 rate=1e+07\n"
+    lines = runner.umvm([*PYTHON, "-c", source], options=["--net", "fabric:t"]).ok().splitlines()
+    assert lines[0].startswith("7 b'") and lines[0].endswith(" True")
+    assert lines[1:] == ["(b'hi 10.0.0.1', ('10.0.0.2', 7))"] * 3 + ["True"]
+    assert runner.command(*link, "--clear", "--drop", "100%").ok() == ""
+    lost = """
+import socket
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.settimeout(0.2)
+udp.sendto(b"", ("10.0.0.2", 7))
+try:
+    udp.recv(1)
+except TimeoutError:
+    print("lost")
+"""
+    assert runner.umvm([*PYTHON, "-c", lost], options=["--net", "fabric:t"]).ok() == "lost\n"
+    for wrong in ("--latency=20", "--rate=x", "--drop=200%", "--jitter=5%"):
+        assert runner.command(*link, wrong).status == 2

@@ -23,6 +23,7 @@ from . import address, ancillary, groups, message, options
 from .address import ANY4, DATAGRAM, LITE, Address, fail, is_any, is_multicast
 from .ancillary import Traffic
 from .inet import DONE, signed
+from .link import PERFECT
 from .outbox import Fate
 from .receive import Receiver
 
@@ -118,7 +119,8 @@ class Datagram(Receiver):
                 if self.bound is None:
                     self._bind(copy, Address(source, 0))
             assert self.bound is not None
-            name = None if many else self.stack.reachable(self.letter, host, to)
+            direct = not many and self.stack.link_to(host) == PERFECT
+            name = self.stack.reachable(self.letter, host, to) if direct else None
             if name is not None:
                 try:
                     copy.connect(self.stack.network.place(name))
@@ -258,14 +260,14 @@ class Datagram(Receiver):
         traffic: Traffic,
     ) -> bool:
         """Send to the socket of this name; False: nobody has it."""
-        outbox = self.stack.outbox
+        outbox, link = self.stack.outbox, self.stack.link_of(name)
         if exact is not None:
             with outbox.speaking_as(self.letter, exact, traffic.suffix()) as ours:
-                fate = outbox.send(ours, data, name)
+                fate = outbox.send_over(link, ours, data, name)
             if fate is not Fate.REFUSED:
                 return fate is Fate.SENT
         # as well if it is connected to our own socket, and to nobody else's
-        return outbox.send(copy, data, name) is not Fate.NOBODY
+        return outbox.send_over(link, copy, data, name) is not Fate.NOBODY
 
     def _send_many(
         self,

@@ -199,15 +199,18 @@ def reset(stack: Fabric, pid: int) -> None:
         os.close(pidfd)
 
 
-def connect(stack: Fabric, to: Address) -> socket.socket:
-    """A connection of the supervisor's to a listener on the network. OSError, as connect(2)."""
+def connect(stack: Fabric, to: Address, port: int = 0) -> socket.socket:
+    """A connection of the supervisor's to a listener on the network, from a port or a free one.
+
+    OSError, as connect(2).
+    """
     host, source = stack.route(to.ip)
     name = stack.reachable(STREAM, host, to)
     if name is None:
         raise address.fail(errno.ECONNREFUSED)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        own = Address(source, stack.ports[socket.IPPROTO_TCP].free())
+        own = Address(source, port or stack.ports[socket.IPPROTO_TCP].free())
         sock.bind(address.call_name(stack.network.ident, Tuple(own, to)))
         sock.connect(stack.network.place(name))
     except OSError:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import address
 from .address import Address
+from .link import PERFECT, Link
 
 if TYPE_CHECKING:
     from .network import Network
@@ -92,6 +93,24 @@ class Outbox:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="umvm-outbox")
                 self._thread.start()
         return Fate.SENT
+
+    def send_over(self, link: Link, sender: _socket.socket, data: bytes, name: str) -> Fate:
+        """As `send`, over a link that may be slow, or lose it."""
+        if link == PERFECT:
+            return self.send(sender, data, name)
+        if not link.loses():
+            late = threading.Timer(link.delay(), self._send_late, (duplicate(sender), data, name))
+            late.daemon = True
+            late.start()
+        return Fate.SENT
+
+    def _send_late(self, sender: _socket.socket, data: bytes, name: str) -> None:
+        try:
+            self.send(sender, data, name)
+        except OSError:
+            pass  # lost
+        finally:
+            sender.close()
 
     @contextmanager
     def speaking_as(self, kind: str, sender: Address, tells: str) -> Iterator[socket.socket]:

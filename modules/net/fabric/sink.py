@@ -73,7 +73,7 @@ class Sink:
             names = [name] if name is not None else []
         with stack.outbox.speaking_as(sender.letter, own, "") as voice:
             for name in names:
-                stack.outbox.send(voice, data, name)
+                stack.outbox.send_over(stack.link_of(name), voice, data, name)
 
     def close(self) -> None:
         """End the thread."""

@@ -7,6 +7,7 @@ import errno
 import random
 import socket
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from umvm.errors import NotFound, UsageError
@@ -19,10 +20,11 @@ from umvm.interfaces.network import (
     refusal,
 )
 
-from . import address
+from . import address, link
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
 from .forward import Forward, parse_forward, reset
+from .link import PERFECT, Link, Wire
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
 from .ports import Ports
@@ -59,6 +61,7 @@ class Fabric(NetworkStack):
         self._lock = threading.Lock()
         self._forwards: list[Forward] = []
         self._closed = False
+        self.wires: deque[Wire] = deque(maxlen=4096)
         self._helpers: list[Any] = [self.outbox]
         self._start_name_server()
 
@@ -113,6 +116,8 @@ class Fabric(NetworkStack):
     def close(self) -> None:
         """Leave the network."""
         self._closed = True
+        for wire in self.wires:
+            wire.cut()
         for helper in [*self._forwards, *self._helpers]:
             helper.close()
         self._forwards, self._helpers = [], []
@@ -150,7 +155,12 @@ class Fabric(NetworkStack):
         return self._known(self.ports[socket.IPPROTO_TCP], to)
 
     def receivers(self, kind: str, host: Host, to: Address) -> list[str]:
-        """Names that a datagram socket at an address may have, the likeliest first."""
+        """Names that a datagram socket at an address may have, the likeliest first.
+
+        None for a link that delays: who sends over it doesn't learn if there was a receiver.
+        """
+        if self.link_to(host) != PERFECT:
+            return []
         if host.key == self.network.key:
             lite = kind == address.LITE
             ports = self.ports[socket.IPPROTO_UDPLITE if lite else socket.IPPROTO_UDP]
@@ -188,6 +198,19 @@ class Fabric(NetworkStack):
                 if network.alive(each, of_type):
                     return each
         return None
+
+    def link_of(self, name: str) -> Link:
+        """How the way to the socket of this name is."""
+        parsed = address.parse_name(name)
+        host = self.network.hosts().get(parsed[0]) if parsed else None
+        return PERFECT if host is None else self.link_to(host)
+
+    def link_to(self, host: Host) -> Link:
+        """How the way to a host is."""
+        own = self.network.host
+        if host.key == own.key or not (host.settings or own.settings):
+            return PERFECT
+        return link.of(own.settings).with_other(link.of(host.settings))
 
     # --- datagrams -------------------------------------------------------------------------------
 
@@ -242,11 +265,19 @@ class Fabric(NetworkStack):
         """The network of this stack."""
         return {"name": self.network.name, "host": self.network.host.names[0]}
 
-    def net_link(self, down: bool) -> None:
-        """Take the host from the network, or put it back."""
-        self.network.update(down=bool(down))
+    def net_link(self, down: bool | None = None, **settings: float) -> dict[str, Any]:
+        """Take the host from the network, or put it back; change its link. What it is now."""
+        host = self.network.host
+        changed = {**host.settings, **settings}
+        self.network.update(
+            down=host.down if down is None else bool(down),
+            settings={key: value for key, value in changed.items() if value},
+        )
         if down:
             self._reset()
+            for wire in self.wires:
+                wire.cut()
+        return {"down": self.network.host.down, **self.network.host.settings}
 
     def _reset(self) -> None:
         """End the connections with other hosts."""

@@ -20,7 +20,9 @@ from umvm.syscalls.waiting import ERESTARTSYS, wait
 
 from . import address, message
 from .address import ANY4, ANY6, STREAM, Address, Tuple, fail, is_any
+from .forward import connect
 from .inet import DONE, InetSocket, signed
+from .link import PERFECT, Link, Wire
 from .outbox import duplicate
 
 if TYPE_CHECKING:
@@ -197,6 +199,9 @@ class Stream(InetSocket):
     def _connect(self, req: Request, host: Host, source: bytes, to: Address) -> bool:
         """Connect in the kernel; False: nobody listens."""
         network = self.stack.network
+        link = self.stack.link_to(host)
+        if link != PERFECT:
+            return self._connect_slowly(req, link, source, to)
         name = self.stack.listener(to) if host.key == network.key else None
         known = name is not None
         if name is None:
@@ -219,6 +224,34 @@ class Stream(InetSocket):
                     self._tell(copy)
                     return True
         return False
+
+    def _connect_slowly(self, req: Request, link: Link, source: bytes, to: Address) -> bool:
+        """Connect by way of the supervisor, which holds data up."""
+        port = self.bound.port if self.bound is not None else 0
+        try:
+            far = connect(self.stack, to, port)
+        except ConnectionRefusedError:
+            return False
+        network = self.stack.network
+        name = f"{network.key}/wire.{far.fileno()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, self.copy(req) as copy:
+            try:
+                network.unlink(name)
+                listener.bind(network.place(name))
+                listener.listen(1)
+                copy.connect(network.place(name))
+                near = listener.accept()[0]
+            except OSError:
+                far.close()
+                raise
+            finally:
+                network.unlink(name)
+            self._tell(copy)
+        call = address.parse_call(far.getsockname(), network.ident)
+        assert call is not None
+        self._called, self.bound = to, call.client
+        self.stack.wires.append(Wire(link, near, far))
+        return True
 
     def _tell(self, copy: _socket.socket) -> None:
         """Let one that doesn't block believe that it took some time, as it does with TCP.
