@@ -121,7 +121,7 @@ AGENT_BASE, AGENT_MASK, GATE = UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE
 STUBS, ENTRY, BASES = UMVM_STUBS, UMVM_SELF, umvm_bases_at
 FLOWS = (
     "run gate active fd fds path follow stat open access readlink move chdir fchdir getcwd exec mmap "
-    "clone address sendto sendmsg ptrace hooked prctl sockname"
+    "clone address sendto sendmsg ptrace hooked prctl sockname seccomp"
 ).split()
 
 cdef uint64_t _mix(uint64_t h, uint64_t word) noexcept:

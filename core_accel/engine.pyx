@@ -26,6 +26,8 @@ cdef extern from "kernel.h":
     int umvm_answer(int listener, uint64_t id, int64_t value, int error, int run) nogil
 
 cdef extern from "agent/layout.h":
+    const int UMVM_GO
+    int umvm_is_agents(int nr, uint64_t ip) nogil
     void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
 
 cdef extern from "creds.h":
@@ -303,6 +305,8 @@ cdef class Engine:
             with nogil:
                 if v.kind < LATER:
                     umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
+                    if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
+                        v.kind, v.number = ERROR, UMVM_GO
                 failed = umvm_conclude(fd, q.id, &v)
                 while True:
                     path.size = 0

@@ -30,6 +30,8 @@ cdef extern from "rewrite.h":
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
 
 cdef extern from "agent/layout.h":
+    const int UMVM_GO
+    int umvm_is_agents(int nr, uint64_t ip) nogil
     void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
 
 log = logging.getLogger(__name__)
@@ -312,6 +314,8 @@ cdef void send(Request q, Reply r):
     cdef int n
     if v.kind <= FD:
         umvm_mark_answered(q.restarts.answered, q.ip)
+    if v.kind == RUN and umvm_is_agents(q.nr, q.ip):
+        v.kind, v.number = ERROR, UMVM_GO
     with nogil:
         n = umvm_conclude(q.listener, q.id, &v)
     if n < 0:

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from core_accel import launch
@@ -45,7 +45,7 @@ def run(
     chdir: str | None = None,
     env: dict[str, str] | None = None,
     log_file: str | None = None,
-    engine: str = "notify",
+    engine: str = "auto",
     identity: Mapping[str, str] | None = None,
     network: dict[str, str] | None = None,
 ) -> int:
@@ -65,10 +65,9 @@ def run(
     from umvm.control.verbs import dispatch
     from umvm.vm import VirtualMachine
 
-    engine = choose_engine(engine)
     name = name or f"vm{os.getpid()}"
     path = socket_path(name)
-    vm = VirtualMachine(name, engine)
+    vm = VirtualMachine(name, choose_engine(engine))
     try:
         vm.init.clean_up([os.fsencode(path), vm.shadow.path])
         with Server(path, dispatch(vm)):
@@ -86,7 +85,7 @@ def run(
             sys.stdout.flush()
             launched = _spawn(
                 command, vm.guest_environment(str(path), env or {}), ignored, files, chdir, vm.init,
-                engine,
+                vm.engine_name, vm.first,
             )  # fmt: skip
             vm.add_guests(launched.listener, launched.pid)
             threading.Thread(target=_pass_signals_on, args=(vm,), daemon=True).start()
@@ -100,18 +99,20 @@ def run(
 
 
 def choose_engine(wanted: str) -> str:
-    """The engine to use for "notify", "agent" or "auto". UmvmError: there is no agent here."""
+    """The engine to ask for where "notify", "agent" or "auto" is wanted.
+
+    **Errors** UmvmError: there can be no agent here.
+    """
     if wanted == "notify":
         return wanted
     from umvm.agent.service import available
 
     reason = available()
-    if reason is None:
-        return "agent"
-    if wanted == "agent":
+    if reason is not None and wanted == "agent":
         raise UmvmError(f"--engine agent: {reason}")
-    log.info("no agent: %s", reason)
-    return "notify"
+    if reason is not None:
+        log.info("no agent: %s", reason)
+    return wanted if reason is None else "notify"
 
 
 def _wait(vm: VirtualMachine, kill_on_exit: bool) -> int:
@@ -147,6 +148,7 @@ def _pass_signals_on(vm: VirtualMachine) -> None:
 def _spawn(
     command: Sequence[str], env: dict[str, str], ignored: int, files: tuple[int, int],
     chdir: str | None, init: launch.Init | None, engine: str,
+    first: Callable[[list[bytes]], list[bytes]] = list,
 ) -> launch.Launched:  # fmt: skip
     from umvm.syscalls import bpf, table
 
@@ -159,7 +161,7 @@ def _spawn(
     argv = [os.fsencode(word) for word in command]
     return launch.spawn(
         bpf.program(table.ROWS, agent=agent),
-        candidates(command[0], env.get("PATH", os.defpath)),
+        first(candidates(command[0], env.get("PATH", os.defpath))),
         argv,
         [os.fsencode(f"{key}={value}") for key, value in env.items()],
         ignored,

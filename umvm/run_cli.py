@@ -35,7 +35,7 @@ OPTIONS = (
     Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
     Option(("--net",), "net", ONE, "KIND[:ARG][,opt=val]", "The network stack (the host's)."),
     Option(("--ip",), "ip", ONE, "ADDR", "The VM's address, with --net fabric (next free one)."),
-    Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (notify)."),
+    Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (auto)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
     Option(("--load",), "load", ONE, "FILE", "--fakeroot: read owners from FILE first."),
     Option(("--save",), "save", ONE, "FILE", "--fakeroot: write owners to FILE at the end."),
@@ -145,7 +145,7 @@ def run(
 
         settings = files.read(config if config is not None else files.profile(str(profile)))
     name = name or settings.get("name")
-    engine = engine or settings.get("engine") or os.environ.get("UMVM_ENGINE") or "notify"
+    engine = engine or settings.get("engine") or os.environ.get("UMVM_ENGINE") or "auto"
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}: expected {', '.join(ENGINES)}")
     all_modules = [*settings.get("modules", ()), *modules]

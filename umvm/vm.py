@@ -57,7 +57,8 @@ class VirtualMachine:
     """
 
     def __init__(self, name: str, engine: str = "notify") -> None:
-        """`engine`: "notify", or "agent" for guests with an agent (umvm.agent)."""
+        """`engine`: "notify", "agent" for guests with an agent (umvm.agent), or "auto": that if it
+        works here. **Errors** OSError: the agent doesn't, or there is no room."""
         self.name = name
         self.closing = False
         self.ended = threading.Event()
@@ -82,19 +83,27 @@ class VirtualMachine:
         self.specials = Specials(self.shadow, self.state_changed)
         self.images = Images(self.shadow)
         self.proc = Proc(self)
-        self.engine_name = engine
         self.engine = self._make_engine(engine)
+        self.engine_name = "notify" if isinstance(self.engine, Engine) else "agent"
         self.engine.set_shadow(self.shadow.path + b"/")
         self.sockets = Sockets(self.engine.add_socket, self.engine.drop_socket)
         self.stacks: Any = None
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
-        if kind == "notify":
-            return Engine(KINDS, self.dispatch, self._gone, self.creds.arrived)
-        from umvm.agent.engine import AgentEngine
+        if kind != "notify":
+            from umvm.agent.engine import AgentEngine
 
-        return AgentEngine(KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived)
+            try:
+                return AgentEngine(
+                    KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived,
+                    must_patch=kind == "auto",
+                )  # fmt: skip
+            except OSError as error:
+                if kind == "agent":
+                    raise
+                log.info("no agent: %s", error)
+        return Engine(KINDS, self.dispatch, self._gone, self.creds.arrived)
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -233,6 +242,12 @@ class VirtualMachine:
             return link
         path: bytes = named.mount.outside(named.path)
         return path + b" (deleted)" if named.deleted else path
+
+    def first(self, paths: list[bytes]) -> list[bytes]:
+        """The files that the first guest is to try to execute; `paths`: those of execvp(3)."""
+        if isinstance(self.engine, Engine):
+            return paths
+        return self.engine.first(paths, self.walk)
 
     # --- mounts ----------------------------------------------------------------------------------
 

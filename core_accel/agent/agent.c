@@ -23,7 +23,7 @@ long call_at(const struct regs *, uint64_t gate);
    made at, each thread using one of its own. A handler that asks, too, leaves the mark as it was. */
 static NOINLINE long ask_gate(const struct regs *r)
 {
-    uint32_t gate = (uint32_t)SYS1(__NR_gettid, 0) % UMVM_GATES;
+    uint32_t gate = (SELF->sandboxed ? (uint32_t)((uint64_t)r >> 12) : (uint32_t)SYS1(__NR_gettid, 0)) % UMVM_GATES;
     volatile uint8_t *answered = &STATE->answered[gate];
     uint8_t before = *answered;
     long e;
@@ -233,11 +233,20 @@ static NOINLINE int with_exec(struct regs *r)
     return e == 0 ? RUN : e == 1 ? ask(r) : done(r, e);
 }
 
+/* Is memory of the agent in this range? */
+static inline int is_ours(uint64_t address, uint64_t size)
+{
+    return address < UMVM_GATE + UMVM_GATES * UMVM_GATE_SIZE && address + size > UMVM_AGENT_BASE;
+}
+
 static NOINLINE int with_mmap(struct regs *r)
 {
     uint64_t flags = r->r10;
-    if (flags & 0x10) /* MAP_FIXED */
+    if (flags & 0x10) { /* MAP_FIXED */
         maps_changed();
+        if (is_ours(r->rdi, r->rsi))
+            return done(r, -ENOMEM);
+    }
     if (flags & 0x20) /* MAP_ANONYMOUS */
         return RUN;
     if (served_fd((int)r->r8))
@@ -264,7 +273,7 @@ static NOINLINE int with_clone(struct regs *r)
 {
     uint64_t flags = r->rdi;
     if (r->rax == 435) {
-        if (!readable(r->rdi, 8))
+        if (!SELF->sandboxed && !readable(r->rdi, 8))
             return RUN;
         flags = *(const uint64_t *)r->rdi;
     }
@@ -362,13 +371,25 @@ __attribute__((used)) int decide(struct regs *r)
     uint32_t nr = (uint32_t)r->rax;
     if (nr >= UMVM_MAX_NR)
         return RUN;
-    if (nr == __NR_munmap || nr == __NR_mprotect || nr == __NR_mremap || nr == __NR_brk || nr == 329)
+    if (nr == __NR_munmap || nr == __NR_mprotect || nr == __NR_mremap || nr == __NR_brk || nr == 329) {
         maps_changed();
+        if (nr != __NR_brk && is_ours(r->rdi, r->rsi))
+            return done(r, nr == __NR_munmap ? -EINVAL : -ENOMEM);
+    }
     const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
     if (k->flow == UMVM_F_RUN)
         return RUN;
-    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1)
-        return ROUTE->identity && with_ids(r) ? DONE : ask(r);
+    if (SELF->sandboxed && k->flow != UMVM_F_CLONE && k->flow != UMVM_F_SECCOMP)
+        return nr == __NR_mmap && r->r10 & 0x20 ? RUN : ask(r);
+    if (ROUTE->hooked[nr / 64] >> (nr % 64) & 1) {
+        if (ROUTE->identity && with_ids(r))
+            return DONE;
+        ask(r);
+        if (k->flow != UMVM_F_CLONE || r->rax != (uint64_t)-UMVM_GO)
+            return DONE;
+        r->rax = nr;
+        return RUN;
+    }
     switch (k->flow) {
     case UMVM_F_FD:
         return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;
@@ -397,7 +418,12 @@ __attribute__((used)) int decide(struct regs *r)
     case UMVM_F_PTRACE:
         return with_ptrace(r);
     case UMVM_F_PRCTL:
+        if (r->rdi == 22 /* PR_SET_SECCOMP */)
+            SELF->sandboxed = 1;
         return r->rdi == 4 /* PR_SET_DUMPABLE */ ? ask(r) : RUN;
+    case UMVM_F_SECCOMP:
+        SELF->sandboxed |= r->rdi <= 1; /* not what only asks the kernel what it offers */
+        return RUN;
     case UMVM_F_SOCKNAME:
         return ROUTE->active ? with_sockname(r) : RUN;
     case UMVM_F_HOOKED:

@@ -8,6 +8,7 @@
 #include "paths.h"
 #include <linux/elf.h>
 
+enum { LOADED = 10, NOT_OURS };
 enum { HEAD = 256, MAX_SCRIPTS = 5, EXECVE_CHECK = 0x10000, ST_NOEXEC = 8 };
 
 static void copy_text(volatile char *to, const char *from, size_t n)
@@ -123,7 +124,10 @@ static int put_front(volatile struct umvm_mailbox *m, uint32_t *used, const char
     return 1;
 }
 
-/* Fills the mailbox for the file that q names. NO: the kernel is to execute the file itself; ASK; 1: done. */
+/* The kernel would run a 32-bit program, whose calls the filter refuses: better none than one that can't even exit. */
+static int is_foreign(const char *head, long n) { return n > 4 && text_is(head, 4, "\177ELF") && head[4] == ELFCLASS32; }
+
+/* Fills the mailbox for the file that q names. NO: the kernel is to execute the file itself; ASK; LOADED; NOT_OURS. */
 static NOINLINE int prepare(volatile struct umvm_mailbox *m, const struct part *q, char *head)
 {
     uint32_t used = 0;
@@ -134,7 +138,9 @@ static NOINLINE int prepare(volatile struct umvm_mailbox *m, const struct part *
         struct part inner;
         long n = open_program((const char *)m->text, head);
         if (is_program(head, n))
-            return 1;
+            return LOADED;
+        if (is_foreign(head, n))
+            return NOT_OURS;
         if (n < 4 || head[0] != '#' || head[1] != '!' || !parse_script(head, n, &name, &argument))
             return NO;
         size_t length = text_length(name);
@@ -184,7 +190,9 @@ static NOINLINE long execute_host(const struct part *q, uint64_t argv, uint64_t 
     if (m)
         what = prepare(m, q, s->base);
     give_slot(s); /* now: a child of vfork can't after the exec */
-    if (what == 1) {
+    if (what == NOT_OURS)
+        r = -ENOEXEC;
+    if (what == LOADED) {
         m->execs++;
         cwd_changed(); /* a child of vfork may have looked at its own, which isn't its parent's */
         r = SYS3(__NR_execve, m->loader, argv, envp);

@@ -50,6 +50,7 @@ enum umvm_flow {
     UMVM_F_HOOKED,  /* the kernel's unless a module hooks it */
     UMVM_F_PRCTL,
     UMVM_F_SOCKNAME,
+    UMVM_F_SECCOMP,
 };
 
 struct umvm_kind {
@@ -141,12 +142,20 @@ struct umvm_self {
     uint32_t cwd_ok;     /* 1: it was the host's */
     uint32_t map_generation;
     uint32_t traced;
+    uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
     uint64_t pages[128]; /* pages that were readable: number << 28 | generation */
     uint64_t bases[UMVM_STUB_PAGES]; /* load bias + 1 of the file whose stubs begin in that page */
     char exe[8192];      /* path of the program, and what was executed if that is another text */
 };
+
+/* A call that returns twice can't be made at a gate: where the kernel is to run it, the agent is told to. */
+#define UMVM_GO 4094 /* an errno */
+static inline int umvm_is_agents(int nr, uint64_t ip)
+{
+    return (nr == 56 || nr == 435) /* clone, clone3 */ && (ip - UMVM_GATE) / UMVM_GATE_SIZE < UMVM_GATES;
+}
 
 /* The supervisor answers a call; `ip` is where the call returns to. */
 static inline void umvm_mark_answered(uint8_t *answered, uint64_t ip)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,6 +210,8 @@ class Cache:
                     os.unlink(self.directory / file)
 
     def _write(self, name: str, data: bytes) -> None:
+        import tempfile
+
         fd, temporary = tempfile.mkstemp(dir=self.directory)
         try:
             with open(fd, "wb") as file:

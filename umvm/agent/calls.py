@@ -35,6 +35,7 @@ _FLOWS = {
     "prctl": "prctl",
     "sockname": "getsockname getpeername",
     "run": "rt_sigreturn",
+    "seccomp": "seccomp",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}
 _FLAGS = {
@@ -52,8 +53,8 @@ ODD_NAMES = (
 
 def kind(row: Row) -> Kind:
     """(flow, indexes of the descriptor, paths, their directories and the flags, nofollow)."""
-    if row.name == "ptrace":
-        return "ptrace", -1, (), (), -1, 0
+    if row.name in ("ptrace", "seccomp"):
+        return row.name, -1, (), (), -1, 0
     if row.verdict is not Verdict.TRAPPED:
         return "run", -1, (), (), -1, 0
     _, fd, paths, dirs = KINDS[row.nr]

@@ -17,6 +17,7 @@ from core_accel.request import Reply, Request
 from umvm.agent.cache import default_directory
 from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
+from umvm.guest.mounts import Where
 from umvm.guest.process import status
 from umvm.syscalls.kinds import SOCKETS
 from umvm.syscalls.table import nr
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _SOCKETS = {nr(name) for name in SOCKETS}
 _EXEC = ("execve", "execveat")
 _IDS = ("getuid", "geteuid", "getgid", "getegid")
+_EXECVE = nr("execve")
 _CHDIR = ("chdir", "fchdir")
 _MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
 
@@ -40,11 +42,18 @@ class AgentEngine:
         on_gone: Callable[[int], None],
         shadow: bytes,
         on_expected: Callable[[int], object] | None = None,
+        must_patch: bool = False,
     ) -> None:
-        """As `Engine`; `shadow` is the VM's directory. OSError: the areas can't be made."""
+        """As `Engine`; `shadow` is the VM's directory; `must_patch`: without a cache of patched
+        programs there is to be no agent. **Errors** OSError: that, no room, or programs can't be
+        executed in the shadow directory."""
+        if os.statvfs(shadow).f_flag & os.ST_NOEXEC:
+            raise PermissionError(f"{os.fsdecode(shadow)}: programs can't be executed there")
         cache = default_directory()
+        self._hooks: set[int] = set()
+        self._loaders = shadow + b"/l/"
         self.agent = Agent(shadow, os.fsencode(cache))
-        self.patcher = self._patcher(cache)
+        self.patcher = Patcher(self.agent.area, cache) if must_patch else self._patcher(cache)
         self._handler = handler
         self._sockets = False
         self._looks: dict[int, Callable[[Request], object]] = {
@@ -58,7 +67,6 @@ class AgentEngine:
         self._engine.set_answered(self.agent.area.answered())
         self._named = False
         self._ids = set(map(nr, _IDS))
-        self._hooks: set[int] = set()
         self._owned: set[int] = set()
         self.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
@@ -71,11 +79,35 @@ class AgentEngine:
             log.warning("programs are not patched, so all calls are notified: %s", error)
             return None
 
+    def first(self, paths: list[bytes], walk: Callable[[bytes], Where]) -> list[bytes]:
+        """What the first guest is to execute, so that nobody has to look at that: candidates.
+
+        `paths` are those of execvp(3); `walk` resolves a path in the view. If nothing concerns the
+        program found, it is loaded with the agent; else it is executed as any other.
+        """
+        if self._hooks:
+            return paths
+        for path in paths:
+            try:
+                where = walk(path)
+            except OSError:
+                continue
+            if where.mount is not None or not path.startswith(b"/"):
+                return paths
+            loader = self.agent.load(os.getpid(), path, path)
+            return paths if loader is None else [loader, *paths]
+        return paths
+
     def _handle(self, req: Request) -> Reply | None:
+        if req.nr == _EXECVE and not self._hooks and self._is_loader(req):
+            return None
         look = self._looks.get(req.nr)
         if look is not None:
             look(req)
         return self._handler(req)
+
+    def _is_loader(self, req: Request) -> bool:
+        return req.string(req.args[0]).startswith(self._loaders)
 
     def _chdir(self, req: Request) -> None:
         self.agent.area.cwd_moved()
@@ -87,12 +119,14 @@ class AgentEngine:
         """What the caller of execve is to execute to run the host's `program`; None: itself.
 
         `name` and `front`: `Agent.load`. A process under a debugger gets no loader, so that
-        breakpoints land.
+        breakpoints land, and neither does one with a seccomp filter of its own: it may kill for
+        calls of the loader's.
         """
         try:
-            if status(req.tid).get(b"TracerPid", b"0").strip() != b"0":
-                return None
+            fields = status(req.tid)
         except OSError:
+            return None
+        if int(fields.get(b"TracerPid", b"0")) or int(fields.get(b"Seccomp_filters", b"1")) > 1:
             return None
         return self.agent.load(req.tid, program, name, front)
 

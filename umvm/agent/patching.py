@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import stat
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -114,6 +113,8 @@ class Patcher:
     def _work(self, files: socket.socket, theirs: socket.socket) -> None:
         """Start the process and hear what it found, until it has done all or the VM ends."""
         command = [sys.executable, "-m", "umvm.agent.analyse", os.fspath(self._cache.directory)]
+        import subprocess  # it takes its time, and mostly there is nothing to analyse
+
         with theirs:
             process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import sysconfig
 from collections.abc import Iterable, Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import core_accel
 from core_accel import agentarea
 from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
-from umvm.syscalls.execute import may_execute
 
 MAILBOXES = 64
 EM_X86_64 = 62
@@ -20,8 +18,7 @@ EM_X86_64 = 62
 
 def loader_file() -> Path:
     """The loader as it was built; not a Python module, in spite of its name."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return Path(core_accel.__file__).with_name(f"_agent{suffix}")
+    return Path(core_accel.__file__).with_name(f"_agent{EXTENSION_SUFFIXES[0]}")
 
 
 def available() -> str | None:
@@ -47,8 +44,12 @@ class Agent:
         os.mkdir(links, 0o700 if private else 0o711)
         os.chmod(links, 0o700 if private else 0o711)
         first = links + b"/00"
-        shutil.copyfile(os.fsencode(loader_file()), first)
-        os.chmod(first, 0o700 if private else 0o755)
+        mode = 0o700 if private else 0o755
+        with open(
+            os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb"
+        ) as file:
+            file.write(loader_file().read_bytes())
+        os.chmod(first, mode)
         for number in range(1, MAILBOXES):
             os.link(first, links + b"/%02d" % number)
         mode = 0o600 if private else 0o666
@@ -78,7 +79,9 @@ def runnable(path: bytes) -> bool:
     except OSError:
         return False
     try:
-        if not may_execute(path):
+        if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+            return False
+        if not os.access(path, os.X_OK, effective_ids=True):
             return False
         head = os.pread(fd, 64, 0)
     except OSError:

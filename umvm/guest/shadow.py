@@ -42,7 +42,10 @@ def _rank(path: bytes) -> int:
         return 9
     roomy = free.f_bavail * free.f_frsize >= ROOMY
     closed = os.geteuid() == 0 and not _open_to_all(path)
-    return 4 * closed + 2 * (not roomy) + (_fstype(path) != b"tmpfs")
+    no_programs = (
+        free.f_flag & os.ST_NOEXEC != 0
+    )  # those of mounts and the agent's loader run there
+    return 8 * no_programs + 4 * closed + 2 * (not roomy) + (_fstype(path) != b"tmpfs")
 
 
 def _open_to_all(path: bytes) -> bool:

@@ -136,6 +136,8 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
                 renamed = where.changed or has_agent(vm)
                 if inner is not None and (inner.mount is not None or renamed):
                     raise script
+        if head.startswith(b"\x7fELF\x01"):
+            raise fail(errno.ENOEXEC)  # 32-bit: its calls would be refused, exit among them
         return None
     mount, inside = where.mount, where.inside
     caller = enter(vm, req)
