@@ -96,16 +96,19 @@ def link(
 @net.command()
 @click.option("--vm", "vm_name", metavar="VM", help="The VM whose network it is.")
 @_network
-@click.option("--delete", is_flag=True, help="End a forward.")
+@click.option("--out", is_flag=True, help="The other way: from the VM's host to the real machine.")
+@click.option("--delete", is_flag=True, help="End the forward that listens at [ADDR:]PORT.")
 @click.argument("spec", metavar="[[ADDR:]PORT:HOST:PORT]", required=False)
-def forward(vm_name: str | None, network: str | None, delete: bool, spec: str | None) -> None:
+def forward(
+    vm_name: str | None, network: str | None, out: bool, delete: bool, spec: str | None
+) -> None:
     """Let a PORT of the real machine lead to a port of a host; without arguments, list them.
 
-    ADDR is 127.0.0.1 if it isn't given; PORT 0 takes a free one and prints it.
+    ADDR is 127.0.0.1 if it isn't given; PORT 0 takes a free one, which is shown.
     """
     args: dict[str, Any] = {"op": "forward", "network": network}
     if spec is not None:
-        args |= {"spec": spec, "delete": delete}
+        args |= {"spec": spec, "delete": delete, "out": out}
     rows = client.call(client.find_vm(vm_name), "net", args)
     for row in rows:
         click.echo(f"{row['listen']} -> {row['to']}")

@@ -283,8 +283,7 @@ def test_the_commands(runner: Runner, server: subprocess.Popen[bytes]) -> None:
     port = int(forward.split(" ")[0].rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         assert sock.recv(100) == b"10.0.0.2 10.0.0.2"
-    spec = f"{port}:10.0.0.2:7"
-    assert runner.command("net", "forward", "--vm", "server", "--delete", spec).ok() == ""
+    assert runner.command("net", "forward", "--vm", "server", "--delete", f"{port}").ok() == ""
     with socket.socket() as sock:
         assert sock.connect_ex(("127.0.0.1", port)) == 111
     assert runner.command("net", "dns", "add", "other", "10.0.0.2").ok() == ""
@@ -296,6 +295,33 @@ def test_the_commands(runner: Runner, server: subprocess.Popen[bytes]) -> None:
     assert lost.status == 1 and "No route to host" in lost.stderr
     assert runner.command("net", "link", "server", "--up").ok() == ""
     assert runner.umvm(client, options=["--net", "fabric:t"]).ok() == "b'10.0.0.1 10.0.0.2'\n"
+
+
+def test_a_way_out(runner: Runner, server: subprocess.Popen[bytes]) -> None:
+    """A port of the host `server` leads to a server on the real machine."""
+    with socket.create_server(("127.0.0.1", 0)) as real:
+        port = real.getsockname()[1]
+        out = ("net", "forward", "--vm", "server", "--out")
+        assert (
+            runner.command(*out, f"5432:127.0.0.1:{port}").ok()
+            == f"0.0.0.0:5432 -> 127.0.0.1:{port}\n"
+        )
+        source = """
+import socket
+with socket.create_connection(("10.0.0.2", 5432)) as sock:
+    sock.sendall(b"question")
+    print(sock.recv(100), sock.getpeername())
+"""
+        client = runner.start_umvm(
+            [*PYTHON, "-c", source], options=["--net", "fabric:t"], stdout=subprocess.PIPE
+        )
+        one, _ = real.accept()
+        with one:
+            assert one.recv(100) == b"question"
+            one.sendall(b"answer")
+        assert client.communicate(timeout=20)[0] == b"b'answer' ('10.0.0.2', 5432)\n"
+        assert runner.command(*out, "--delete", "0.0.0.0:5432").ok() == ""
+        assert runner.command("net", "forward", "--vm", "server").ok() == ""
 
 
 def test_a_killed_vm_leaves_nothing(runner: Runner, server: subprocess.Popen[bytes]) -> None:

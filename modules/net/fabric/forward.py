@@ -1,4 +1,4 @@
-"""Ports of the real host that lead into a network.
+"""Ports of the real machine that lead into a network, and ports of hosts that lead out.
 
 One thread accepts and moves the bytes of all connections of a forward, with selectors; it waits for
 those who don't read.
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 from umvm.errors import NotFound, UsageError
 
 from . import address
-from .address import STREAM, Address, Tuple
+from .address import ANY4, STREAM, Address, Tuple, is_any
 
 if TYPE_CHECKING:
     from .stack import Fabric
 
 PIECE = 1 << 16
+BACKLOG = 4096
+REACH_TIMEOUT = 10.0
 _SPEC = re.compile(
     r"(?:(?P<addr>\[[^]]*\]|[^:]*):)?(?P<from>\d+):(?P<host>\[[^]]*\]|[^:]+):(?P<to>\d+)\Z"
 )
@@ -43,14 +45,15 @@ class _Way:
 
 
 class Forward:
-    """A listener on the host, and the connections that came by it."""
+    """A listener, and the connections that came by it, each with one on the other side."""
 
-    def __init__(self, stack: Fabric, listen: tuple[str, int], to: Address) -> None:
-        """OSError: the port can't be had."""
-        self._stack, self.to = stack, to
-        self._listener = socket.create_server(listen, backlog=128)
+    def __init__(
+        self, listener: socket.socket, reach: Callable[[], socket.socket], listen: str, to: str
+    ) -> None:
+        """`listener` is owned from now on; `reach()` connects; the texts tell both ends."""
+        self._listener, self._reach = listener, reach
+        self.listen, self.to = listen, to
         self._listener.setblocking(False)
-        self.listen: tuple[str, int] = self._listener.getsockname()[:2]
         self._wake, self._woken = socket.socketpair()
         self._select = selectors.DefaultSelector()
         self._select.register(self._listener, selectors.EVENT_READ)
@@ -60,10 +63,7 @@ class Forward:
 
     def describe(self) -> dict[str, str]:
         """For `umvm net forward`."""
-        return {
-            "listen": f"{self.listen[0]}:{self.listen[1]}",
-            "to": f"{address.text(self.to.ip)}:{self.to.port}",
-        }
+        return {"listen": self.listen, "to": self.to}
 
     def close(self) -> None:
         """End the listener and the connections."""
@@ -95,7 +95,7 @@ class Forward:
         except OSError:
             return
         try:
-            inside = connect(self._stack, self.to)
+            inside = self._reach()
         except OSError:
             outside.close()
             return
@@ -122,6 +122,8 @@ class Forward:
             self._select.unregister(way.source)
 
     def _move(self, way: _Way, events: int) -> None:
+        if way.source.fileno() < 0:
+            return  # closed by an event that came with this one
         try:
             if events & selectors.EVENT_WRITE:
                 self._write(way.other)
@@ -155,22 +157,84 @@ class Forward:
                 pass
 
 
-def parse_forward(
-    spec: str, lookup: Callable[[str], list[bytes]]
-) -> tuple[tuple[str, int], Address]:
-    """`[ADDR:]PORT:HOST:PORT`; IPv6 addresses in brackets. UsageError, NotFound."""
-    found = _SPEC.match(spec)
-    if found is None or not all(int(found[each]) < 1 << 16 for each in ("from", "to")):
-        raise UsageError(f"bad forward {spec!r}: expected [ADDR:]PORT:HOST:PORT")
-    host = found["host"].strip("[]")
+def inward(stack: Fabric, spec: str) -> Forward:
+    """A port of the real machine that leads to one of a host: `[ADDR:]PORT:HOST:PORT`.
+
+    UsageError, NotFound; OSError: the port can't be had.
+    """
+    addr, port, host, to_port = _parse(spec)
     try:
         ips = [address.packed(host)]
     except ValueError:
-        ips = lookup(host)
+        ips = stack.network.lookup(host)
     if not ips:
         raise NotFound(f"there is no host {host!r}")
-    listen = ((found["addr"] or "127.0.0.1").strip("[]"), int(found["from"]))
-    return listen, Address(ips[0], int(found["to"]))
+    to = Address(ips[0], to_port)
+    listener = socket.create_server((addr or "127.0.0.1", port), backlog=128)
+    return Forward(
+        listener,
+        lambda: connect(stack, to),
+        _pair(*listener.getsockname()[:2]),
+        _pair(address.text(to.ip), to.port),
+    )
+
+
+class _Place:
+    """What the ports know of a listener of ours."""
+
+    v6only = reuse = reuseport = False
+    listening = True
+
+    def __init__(self, stack: Fabric, wanted: Address) -> None:
+        self.name = ""
+        self.bound: Address | None = None
+        bound = stack.ports[socket.IPPROTO_TCP].claim(self, wanted)
+        self.name = address.name(STREAM, stack.network.key, bound)
+
+
+class Outward(Forward):
+    """A port of a host that leads to the real machine's network."""
+
+    def __init__(self, stack: Fabric, spec: str) -> None:
+        """`[ADDR:]PORT:HOST:PORT`: ADDR is the host's, HOST and its port are real ones."""
+        addr, port, host, to_port = _parse(spec)
+        try:
+            ip = address.packed(addr) if addr else ANY4
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if not is_any(ip) and not stack.is_local(ip):
+            raise address.fail(errno.EADDRNOTAVAIL)
+        self._stack, self._place = stack, _Place(stack, Address(ip, port))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.network.unlink(self._place.name)
+        listener.bind(stack.network.place(self._place.name))
+        listener.listen(BACKLOG)
+        assert self._place.bound is not None
+        super().__init__(
+            listener,
+            lambda: socket.create_connection((host, to_port), timeout=REACH_TIMEOUT),
+            _pair(address.text(ip), self._place.bound.port),
+            _pair(host, to_port),
+        )
+
+    def close(self) -> None:
+        """End it, and give the port back."""
+        super().close()
+        self._stack.ports[socket.IPPROTO_TCP].release(self._place)
+        self._stack.network.unlink(self._place.name)
+
+
+def _pair(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _parse(spec: str) -> tuple[str, int, str, int]:
+    """(ADDR or "", PORT, HOST, PORT); IPv6 addresses in brackets. UsageError."""
+    found = _SPEC.match(spec)
+    if found is None or not all(int(found[each]) < 1 << 16 for each in ("from", "to")):
+        raise UsageError(f"bad forward {spec!r}: expected [ADDR:]PORT:HOST:PORT")
+    addr = (found["addr"] or "").strip("[]")
+    return addr, int(found["from"]), found["host"].strip("[]"), int(found["to"])
 
 
 def reset(stack: Fabric, pid: int) -> None:

@@ -23,7 +23,7 @@ from umvm.interfaces.network import (
 from . import address, link
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
-from .forward import Forward, parse_forward, reset
+from .forward import Forward, Outward, inward, reset
 from .link import PERFECT, Link, Wire
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
@@ -284,21 +284,22 @@ class Fabric(NetworkStack):
         for pid in self.vm.guest_pids():
             reset(self, pid)
 
-    def net_forward(self, spec: str | None = None, delete: bool = False) -> list[dict[str, str]]:
+    def net_forward(
+        self, spec: str | None = None, delete: bool = False, out: bool = False
+    ) -> list[dict[str, str]]:
         """Add or end a forward; those that there are, or the new one."""
         if spec is None:
             return [forward.describe() for forward in self._forwards]
-        listen, to = parse_forward(spec, self.network.lookup)
         if not delete:
-            new = Forward(self, listen, to)
+            new = Outward(self, spec) if out else inward(self, spec)
             self._forwards.append(new)
             return [new.describe()]
         for forward in self._forwards:
-            if (forward.listen, forward.to) == (listen, to):
+            if forward.listen == spec or forward.listen == f"127.0.0.1:{spec}":
                 self._forwards.remove(forward)
                 forward.close()
                 return []
-        raise NotFound(f"there is no forward {spec}")
+        raise NotFound(f"there is no forward of {spec}")
 
 
 def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
