@@ -86,6 +86,7 @@ log = logging.getLogger(__name__)
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
 cdef enum:
+    PATIENCE = 32  # calls of others until it is looked whether who is expected still lives
     EXECVE = 59
     EXECVEAT = 322
     MAX_NR = 512
@@ -105,6 +106,7 @@ cdef class Engine:
     cdef object on_expected
     cdef set expected
     cdef int expecting
+    cdef unsigned int asked
     cdef dict watched
     cdef Restarts restarts
     cdef object marks
@@ -356,6 +358,10 @@ cdef class Engine:
                 return self._exec(request, verdict(self.done if known == 1 else self.run))
             if request.tid in self.expected:
                 self._announce(request.tid)
+            elif self.expecting:
+                self.asked += 1
+                if self.asked % PATIENCE == 0:
+                    self._announce(0)
             if self.identity.on and umvm_quick(&self.identity, fd, q, self.restarts.answered) == 1:
                 return verdict(self.done)
             if (not self.owned[request.nr]

@@ -69,13 +69,6 @@ class Ids(Identity):
         """The same."""
         return Unknown(self._how, self._own, (self._first.ruid, self._first.rgid))
 
-    def on_host(self, uid: int, gid: int) -> tuple[int, int]:
-        """What is to be the guests' must be the real user's."""
-        return (
-            self._own[0] if uid == self._first.ruid else uid,
-            self._own[1] if gid == self._first.rgid else gid,
-        )
-
 
 def _number(text: str, find: Callable[[str], int]) -> int:
     if text.isascii() and text.isdecimal():

@@ -114,6 +114,10 @@ class Calls:
             return None if handler is None else handler(self._vm, req)
         return self._ask(req, hooks)
 
+    def listened(self, number: int) -> bool:
+        """Is a module told of this call's programs after the hooks?"""
+        return self._exec in self._hooks.get(number, ())
+
     def _load(self) -> list[Any]:
         """The families' functions by number; imported when the first call is claimed."""
         from umvm.syscalls.families import HANDLERS

@@ -221,7 +221,7 @@ class VirtualMachine:
                     {
                         "pid": pid,
                         "ppid": int(fields[b"PPid"]),
-                        "uid": int(fields[b"Uid"].split()[1]),
+                        "uid": self._uid(pid, fields),
                         "state": fields[b"State"][:1].decode(),
                         "comm": os.fsdecode(fields[b"Name"]),
                         "cwd": os.fsdecode(self.shown(self.procs.cwd_link(pid))),
@@ -230,6 +230,10 @@ class VirtualMachine:
             except (OSError, KeyError):
                 continue
         return rows
+
+    def _uid(self, pid: int, fields: dict[bytes, bytes]) -> int:
+        """The effective user id that guests see a process have."""
+        return self.creds.get(pid).euid if self.identity else int(fields[b"Uid"].split()[1])
 
     def named(self, link: bytes) -> Any:
         """What a link into the shadow directory stands for (mount, path, deleted), or None."""
@@ -449,6 +453,7 @@ class VirtualMachine:
                 log.exception("unmounting %s", os.fsdecode(mount.point))
         self.manager.close()
         self.files.close()
+        self.proc.scores.close()
         self.shadow.close()
         if self._owners is not None:
             self._owners.close()

@@ -278,7 +278,9 @@ static NOINLINE int with_clone(struct regs *r)
         flags = *(const uint64_t *)r->rdi;
     }
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
-    return flags & (CLONE_NEWNS | CLONE_NEWUSER) ? done(r, -EPERM) : RUN;
+    if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
+        return done(r, -EPERM);
+    return RUN;
 }
 
 /* struct sockaddr: only AF_UNIX names files. */
@@ -409,8 +411,6 @@ __attribute__((used)) int decide(struct regs *r)
         return with_exec(r);
     case UMVM_F_MMAP:
         return with_mmap(r);
-    case UMVM_F_CLONE:
-        return with_clone(r);
     case UMVM_F_ADDRESS:
     case UMVM_F_SENDTO:
     case UMVM_F_SENDMSG:

@@ -83,9 +83,9 @@ static int text_is(const char *s, uint32_t n, const char *word)
 /* Is this file of /proc one that the view changes? More than what the supervisor's route.h knows. */
 static int proc_ours(const char *p, uint32_t n)
 {
-    static const char words[][12] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps",
+    static const char words[][14] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps",
                                      "numa_maps", "filesystems", "thread-self", "status", "auxv", "limits", "hostname",
-                                     "domainname"};
+                                     "domainname", "oom_score_adj"};
     for (uint32_t i = 0; i < n;) {
         uint32_t from = i;
         while (i < n && p[i] != '/')

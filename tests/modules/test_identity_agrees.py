@@ -181,6 +181,18 @@ def test_tracing_asks_the_ids_inside(runner: Runner) -> None:
         assert runner.run(argv_of(body)).ok() == "result [0, 'EPERM']\n"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_root_lowers_its_oom_score(umvm_run: Run, engine: str) -> None:
+    body = """
+    cat /proc/self/oom_score_adj | wc -l; echo -500 >/proc/$$/oom_score_adj
+    cat /proc/$$/oom_score_adj; printf 7 >/proc/$$/task/$$/oom_score_adj; : >/proc/$$/oom_score_adj
+    cat /proc/$$/oom_score_adj
+    setpriv --reuid=33 sh -c 'cat /proc/$$/oom_score_adj | wc -l'
+    """
+    result = umvm_run(body, modules=["ident"], options=["--engine", engine])
+    assert result.ok() == "1\n-500\n7\n1\n"
+
+
 @pytest.mark.parametrize("modules", [["ident"], ["ident", "hostname,name=venus"]])
 def test_root_names_the_machine(umvm_run: Run, modules: list[str]) -> None:
     body = """

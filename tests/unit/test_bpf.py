@@ -11,6 +11,7 @@ from errno import ENOSYS
 import pytest
 
 from umvm.syscalls import bpf
+from umvm.syscalls.row import LIMITS
 from umvm.syscalls.table import BY_NR, MMAP_FD, ROWS, Row, Verdict, nr
 
 X86_64 = 0xC000003E
@@ -50,7 +51,7 @@ def expected(row: Row | None, io: bool) -> int:
     if row.verdict is Verdict.HARMLESS or (not io and row.name in bpf.DATA_CALLS):
         return bpf.RET_ALLOW
     # with all arguments 0 only mmap's condition holds
-    return bpf.RET_USER_NOTIF if row.when in ("", MMAP_FD) else bpf.RET_ALLOW
+    return bpf.RET_USER_NOTIF if row.when in ("", MMAP_FD, LIMITS) else bpf.RET_ALLOW
 
 
 @pytest.mark.parametrize("io", [True, False])
@@ -97,6 +98,10 @@ def test_mmap_of_a_descriptor_is_trapped(flags: int, action: int) -> None:
         ("ptrace", (16, 1), bpf.RET_USER_NOTIF),
         ("ptrace", (0x4206, 1), bpf.RET_USER_NOTIF),
         ("ptrace", (17, 1), bpf.RET_ALLOW),
+        ("prlimit64", (0, 3, 0, 8), bpf.RET_ALLOW),
+        ("prlimit64", (0, 4, 0, 8), bpf.RET_USER_NOTIF),
+        ("prlimit64", (0, 3, 8, 0), bpf.RET_USER_NOTIF),
+        ("prlimit64", (0, 3, 0x7FFF00000000, 0), bpf.RET_USER_NOTIF),
         ("clone", (0x01200011,), bpf.RET_ALLOW),
         ("clone", (0x3D0F00,), bpf.RET_ALLOW),
         ("clone", (0x10000011,), bpf.RET_USER_NOTIF),

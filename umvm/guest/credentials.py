@@ -64,7 +64,8 @@ class CredentialStore:
     """The credentials of one VM's guests. Safe to use from any thread."""
 
     def __init__(self, marks: Marks, changed: Callable[[], None]) -> None:
-        """`changed`: told when threads or execs that need looking at come or go."""
+        """`changed`: told, while nothing else changes, when threads or execs that need looking at
+        come or go."""
         self.identity: Identity | None = None
         self.execs: dict[int, Exec] = {}
         """By process."""
@@ -81,7 +82,7 @@ class CredentialStore:
             self.identity = identity
             self.execs.clear()
             self.splits.clear()
-        self._changed()
+            self._changed()
 
     def get(self, tid: int) -> Credentials:
         """The credentials of a guest thread. OSError(ESRCH) when it is gone."""
@@ -115,7 +116,7 @@ class CredentialStore:
                 self._mark(tgid, new)
             elif tid == tgid:
                 self._mark(tgid, new)
-        self._changed()
+            self._changed()
 
     def cloned(self, tid: int, thread: bool) -> None:
         """A thread is about to make a thread or a process, which will have its credentials."""
@@ -138,21 +139,24 @@ class CredentialStore:
 
     def exec_begins(self, tid: int, new: Credentials, secure: bool) -> int:
         """A thread is about to execute a program that will have these credentials; its process."""
-        tgid = process_of(tid)
+        tgid = tid if thread_count(tid) == 1 else process_of(tid)
         with self._lock:
             self.execs[tgid] = Exec(tid, _field(tgid, _START_STACK), new, secure)
-        self._changed()
+            self._changed()
         return tgid
 
     def arrived(self, tid: int) -> None:
-        """A thread whose process was about to execute a program makes a call."""
+        """A thread whose process was about to execute a program makes a call; 0: look at all."""
         with self._lock:
+            if tid == 0:
+                for tgid in list(self.execs):
+                    self._settle(tgid)  # it may have been killed, or make no calls
             for tgid, pending in list(self.execs.items()):
                 if tid not in (tgid, pending.caller):
                     continue
                 if not self._settle(tgid) and tid == pending.caller:
                     self.execs.pop(tgid, None)  # it failed
-        self._changed()
+            self._changed()
 
     def waited_for(self) -> set[int]:
         """The threads for which `arrived` is to be called."""

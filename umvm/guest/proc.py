@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from core_accel.request import Reply
-from umvm.guest import procidentity
+from umvm.guest import oomscore, procidentity
 from umvm.guest.loaded import program_behind
 from umvm.interfaces.filesystem import Attr
 
@@ -31,6 +31,7 @@ class Proc:
     def __init__(self, vm: VirtualMachine) -> None:
         self._vm = vm
         self._shadow = vm.shadow.path + b"/"
+        self.scores = oomscore.OomScores(vm)
         self.texts: dict[bytes, Callable[[], bytes]] = {}
         """Files by path, for modules; `VirtualMachine.show_in_proc` adds them."""
 
@@ -48,7 +49,11 @@ class Proc:
 
     def open(self, path: bytes, flags: int) -> Reply | None:
         """Open a table that has to be changed, read-only; None: the kernel opens it."""
-        if not path.startswith(b"/proc/") or flags & (os.O_ACCMODE | os.O_PATH):
+        if not path.startswith(b"/proc/"):
+            return None
+        if path.endswith(oomscore.NAME) and self._vm.identity is not None:
+            return self.scores.open(path, flags)
+        if flags & (os.O_ACCMODE | os.O_PATH):
             return None
         text = self._text(path)
         if text is None:

@@ -16,7 +16,7 @@ from umvm.interfaces.identity import Credentials
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-NAMES = (b"status", b"auxv", b"limits")
+NAMES = (b"status", b"auxv", b"limits", b"oom_score_adj")
 """Files that read otherwise, as the engine has to know them."""
 _FILE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(status|auxv|limits)")
 _OF_PROCESS = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?(/.*)?", re.DOTALL)

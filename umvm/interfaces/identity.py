@@ -95,20 +95,17 @@ class Identity:
     """Who the guests are. Subclass it and override what differs; methods must not block."""
 
     lenient = False
-    """Changes of owner and device files that only root may make on the host seem to succeed."""
+    """What only root may do on the host, and means nothing in a VM, seems to succeed."""
 
     def first(self) -> Credentials:
         """The credentials of a process that never changed them and inherited no changed ones."""
         raise NotImplementedError
 
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
-        """The owner to show for a file with this one: on the host, or in a served file system."""
+        """The owner to show for a file with this one: on the host, unless guests changed it, or in
+        a served file system."""
         return uid, gid
 
     def unknown(self) -> Unknown | None:
         """`owner` as numbers, so that the engine can do it; None: it has to be asked."""
         return None
-
-    def on_host(self, uid: int, gid: int) -> tuple[int, int]:
-        """The owner that a file of the host must get to be shown with this one; -1 is kept."""
-        return uid, gid

@@ -45,8 +45,11 @@ def kind_of(path: Path) -> str:
 def _kind_of_database(path: Path) -> str:
     import sqlite3
 
-    with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as base:
-        names = {row[0] for row in base.execute("SELECT name FROM sqlite_master")}
+    try:
+        with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True)) as base:
+            names = {row[0] for row in base.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        raise UmvmError(f"{path}: {error}") from None
     if "owners" in names:
         return "umvm"
     if "files" in names:

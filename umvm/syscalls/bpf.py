@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from errno import ENOSYS
 
-from .row import ADDRESS, ATTACH, MMAP_FD, NAMESPACES, PRCTL, Row, Verdict
+from .row import ADDRESS, ATTACH, LIMITS, MMAP_FD, NAMESPACES, PRCTL, Row, Verdict
 
 AUDIT_ARCH = {"x86_64": 0xC000003E}
 X32_BIT = 0x40000000
@@ -20,6 +20,7 @@ PRCTL_OPTIONS = (3, 4, 7, 8, 23, 24, 27, 28, 38, 39, 47)
 """PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_KEEPCAPS, PR_CAPBSET_READ,
 PR_CAPBSET_DROP, PR_GET_SECUREBITS, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS,
 PR_CAP_AMBIENT."""
+RLIMIT_STACK = 3
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 CLONE_NEWNS_NEWUSER = 0x10020000
 MAX_INSTRUCTIONS = 4096
@@ -82,6 +83,16 @@ _CONDITIONS: dict[str, tuple[Instruction, ...]] = {
     ),
     PRCTL: _one_of(0, PRCTL_OPTIONS),
     ATTACH: _one_of(0, (PTRACE_ATTACH, PTRACE_SEIZE)),
+    LIMITS: (
+        (LD_ABS, 0, 0, OFF_ARGS + 8),
+        (JMP_JEQ, 0, 5, RLIMIT_STACK),
+        (LD_ABS, 0, 0, OFF_ARGS + 8 * 2),
+        (JMP_JEQ, 0, 3, 0),
+        (LD_ABS, 0, 0, OFF_ARGS + 8 * 2 + 4),
+        (JMP_JEQ, 0, 1, 0),
+        _return(RET_ALLOW),
+        _return(RET_USER_NOTIF),
+    ),
 }
 
 

@@ -206,7 +206,13 @@ def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
         tgid = vm.creds.exec_begins(req.tid, new, secure)
         if secure or not linked or has_agent(vm):
             vm.engine.watch_exec(req.tid, tgid, auxv_values(new, secure))
-    return None
+    served = vm.mount_table.all or len(vm.files) or has_agent(vm)
+    return None if served or _has_followers(vm, req) else Reply.run()
+
+
+def _has_followers(vm: VirtualMachine, req: Request) -> bool:
+    """Does anybody ask to be told of programs that are executed (umvm_process_exec)?"""
+    return vm.calls.listened(req.nr)
 
 
 def _traced(vm: VirtualMachine, req: Request, identity: Identity) -> bool:

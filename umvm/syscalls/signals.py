@@ -183,6 +183,15 @@ def sys_ptrace(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
     return None
 
 
+@handles("pidfd_getfd")
+def sys_pidfd_getfd(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """pidfd_getfd(2). **Errors** EPERM."""
+    pid = _pid_of(req, signed(req.args[0]))
+    if pid and not may_trace(vm, req, identity, pid):
+        raise fail(errno.EPERM)
+    return None
+
+
 @handles("process_vm_readv", "process_vm_writev")
 def sys_process_vm(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """process_vm_readv(2), process_vm_writev(2). **Errors** EPERM."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EOPNOTSUPP
 
-from .row import ATTACH, NAMESPACES, PRCTL, Row, deny, free, trap
+from .row import ATTACH, LIMITS, NAMESPACES, PRCTL, Row, deny, free, trap
 
 _SAME_USER = "the kernel's ptrace check applies; the supervisor must not be dumpable"
 _LANDLOCK = "rules would not bind what the supervisor does for the guest: no false safety"
@@ -70,7 +70,14 @@ PROCESS: tuple[Row, ...] = (
     trap(272, "unshare", "flags", "process", "a namespace of its own would give real privilege"),
     free(273, "set_robust_list", "ptr size", "process"),
     free(274, "get_robust_list", "pid ptr ptr", "process"),
-    trap(302, "prlimit64", "pid int ptr ptr", "process"),
+    trap(
+        302,
+        "prlimit64",
+        "pid int ptr ptr",
+        "process",
+        "but for the question for RLIMIT_STACK that every program starts with",
+        LIMITS,
+    ),
     trap(308, "setns", "fd int", "process", "would leave the view for another namespace"),
     free(309, "getcpu", "ptr ptr ptr", "process"),
     trap(310, "process_vm_readv", "pid ptr int ptr int flags", "process", _SAME_USER),
@@ -91,7 +98,7 @@ PROCESS: tuple[Row, ...] = (
     free(336, "uprobe", "", "process", "made by the kernel's own probes only"),
     free(434, "pidfd_open", "pid flags", "process"),
     trap(435, "clone3", "ptr size", "process"),
-    free(
+    trap(
         438,
         "pidfd_getfd",
         "fd fd flags",
