@@ -104,6 +104,12 @@ static int umvm_names_sender(const struct seccomp_notif *q)
     return 0;
 }
 
+/* Is it an option that tells, or has the kernel tell, who is at the other end? */
+static int umvm_of_peers(int option)
+{
+    return option == SO_PASSCRED || option == SO_PEERCRED || option == 59; /* SO_PEERGROUPS */
+}
+
 /* 1: the call was answered, or let through; 2: it has nothing to do with identities; 0: it is for others to decide. */
 static int umvm_quick(struct umvm_identity *s, int listener, const struct seccomp_notif *q, uint8_t *answered)
 {
@@ -114,6 +120,8 @@ static int umvm_quick(struct umvm_identity *s, int listener, const struct seccom
     case SYS_recvmsg: return s->watching & UMVM_WATCH_MESSAGES ? 0 : 2;
     case SYS_uname: return s->watching & UMVM_WATCH_NAMES ? 0 : 2;
     case SYS_sendmsg: return umvm_names_sender(q) ? 0 : 2;
+    case SYS_getsockopt: case SYS_setsockopt:
+        return (int)q->data.args[1] == SOL_SOCKET && umvm_of_peers((int)q->data.args[2]) ? 0 : 2;
     case SYS_getrlimit: case SYS_prlimit64:
         if (q->data.nr == SYS_prlimit64 && q->data.args[2])
             return 0;

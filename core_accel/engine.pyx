@@ -59,6 +59,7 @@ cdef extern from "serve.h":
         char name[8][24]
         int answers
         uint64_t claimed
+        uint32_t sockets
         uint64_t passed
     struct umvm_call_kind:
         uint8_t always
@@ -69,6 +70,7 @@ cdef extern from "serve.h":
     int umvm_route_set_view(umvm_router *, const char **points, const uint32_t *ids, int count) nogil
     int umvm_route_set_views(umvm_router *, umvm_view **views, int count) nogil
     void umvm_route_set_record(umvm_router *, uint32_t number, uint32_t view, uint32_t cwd) nogil
+    void umvm_route_count_socket(umvm_router *, uint64_t inode, int by) nogil
     int umvm_route_set_shadow(umvm_router *, const char *prefix) nogil
     struct umvm_path:
         uint64_t addr
@@ -227,6 +229,14 @@ cdef class Engine:
     def set_answers(self, on):
         """May the engine itself look at files of the host for guests, as their rights are ours?"""
         self.router.answers = 1 if on else 0
+
+    def add_socket(self, uint64_t inode):
+        """A network stack answers for the socket with this inode number. One caller at a time."""
+        umvm_route_count_socket(&self.router, inode, 1)
+
+    def drop_socket(self, uint64_t inode):
+        """It is gone. One caller at a time."""
+        umvm_route_count_socket(&self.router, inode, -1)
 
     def set_hooks(self, numbers):
         """The calls that are always handed to the handler."""

@@ -189,7 +189,10 @@ static void umvm_init(const struct umvm_start *s, struct umvm_shared *shared, in
         if (got == SIGUSR1) {
             umvm_kill_all(shared, events);
             for (char *path = shared->paths; *path; path += strlen(path) + 1)
-                nftw(path, umvm_delete_one, 16, FTW_DEPTH | FTW_PHYS);
+                if (path[strlen(path) - 1] == '/')
+                    rmdir(path);
+                else
+                    nftw(path, umvm_delete_one, 16, FTW_DEPTH | FTW_PHYS);
             _exit(1);
         }
     }

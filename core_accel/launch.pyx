@@ -52,6 +52,7 @@ class Init:
     def __init__(self):
         self.pid = 0
         self.shared = mmap.mmap(-1, 4096)
+        self.paths = []
         self.events, self.far_end = os.pipe()
 
     @property
@@ -60,9 +61,16 @@ class Init:
         return struct.unpack_from("i", self.shared)[0]
 
     def clean_up(self, paths):
-        """What to delete, with all that is below, should the supervisor be killed."""
-        text = b"\0".join(paths) + b"\0\0"
+        """What else to delete, with all that is below, should the supervisor be killed.
+
+        A path that ends with "/" is a directory that goes if it is empty then. OSError(ENOSPC).
+        """
+        every = [*self.paths, *paths]
+        text = b"\0".join(every) + b"\0\0"
+        if 4 + len(text) > len(self.shared):
+            raise OSError(28, "too many paths to clean up")
         self.shared[4:4 + len(text)] = text
+        self.paths = every
 
     def wait(self):
         """The next event: ("E", wait status) of the first guest, or ("Z", 0): no guest is left."""

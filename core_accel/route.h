@@ -13,10 +13,12 @@
 #include <linux/loop.h>
 #include <sys/resource.h>
 
+enum { UMVM_INODES = 1 << 14 };
+
 struct umvm_call_kind {
-    /* 1: always ours · 2: ours while anything is served · 3: if the frame shows an interrupted call ·
-       4: while a view isn't the host's · 5: if it is about RLIMIT_LOCKS, which holds the marks */
-    uint8_t always;
+    uint8_t always;  /* bits: 1 always ours · 2 while anything is served · 4 on a known socket · 8 if the frame shows an
+                        interrupted call · 16 while a view isn't the host's · 32 if it is about RLIMIT_LOCKS, which holds
+                        the marks */
     uint8_t hooked;
     int8_t fd;       /* index of the descriptor argument, or −1 */
     int8_t path[2];  /* indexes of path arguments, or −1 */
@@ -51,6 +53,8 @@ struct umvm_router {
     int descriptors; /* open served descriptors */
     int virtual_cwd; /* a process may stand in a served directory */
     uint64_t claimed, passed;
+    uint32_t sockets; /* how many sockets are known */
+    uint16_t socket_inodes[UMVM_INODES]; /* how many of them have an inode number that ends so */
     struct umvm_table *table; /* swapped whole */
     int readers;              /* walks that are under way */
     int names;                /* how many of `name` are in use */
@@ -307,6 +311,25 @@ static int umvm_route_fd(const struct umvm_router *r, int tid, int fd)
     return fd >= 0 && umvm_is_ours(r, link, umvm_proc_link(tid, 0, fd, link));
 }
 
+/* A socket that a network stack may answer for: its link reads socket:[INODE]. */
+static int umvm_route_socket(const struct umvm_router *r, int tid, int fd)
+{
+    char name[48], link[40];
+    snprintf(name, sizeof name, "/proc/%d/fd/%d", tid, fd);
+    ssize_t n = fd < 0 ? -1 : readlink(name, link, sizeof link - 1);
+    if (n < 10 || memcmp(link, "socket:[", 8))
+        return 0;
+    link[n] = 0;
+    return r->socket_inodes[strtoul(link + 8, 0, 10) % UMVM_INODES] != 0;
+}
+
+/* Counts a socket in (1) or out (-1). One caller at a time. */
+static void umvm_route_count_socket(struct umvm_router *r, uint64_t inode, int by)
+{
+    r->socket_inodes[inode % UMVM_INODES] += by;
+    r->sockets += by;
+}
+
 /* Calls that leave what a path leads to as it is. */
 static int umvm_only_reads(int nr)
 {
@@ -428,15 +451,17 @@ static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, con
 {
     got->size = 0;
     const __u64 *a = q->data.args;
-    if (k->hooked || k->always == 1)
+    if (k->hooked || k->always & 1)
         return 1;
-    if (k->always == 3)
+    if (k->always & 4 && r->sockets && umvm_route_socket(r, q->pid, (int)a[0]))
+        return 1;
+    if (k->always & 8)
         return umvm_interrupted(q->pid);
-    if (k->always == 5)
+    if (k->always & 32)
         return a[q->data.nr == SYS_prlimit64] == UMVM_RLIMIT_MARK;
     if (!r->mounts && !r->descriptors && !r->virtual_cwd && !umvm_opens_named(r, q, got->text))
         return 0;
-    if (k->always == 2 || (k->always == 4 && r->redirected))
+    if (k->always & 2 || (k->always & 16 && r->redirected))
         return 1;
     if (r->read_only && umvm_changes_by_fd(q->data.nr))
         return 1;

@@ -15,6 +15,7 @@ from umvm.interfaces.identity import Identity, all_capabilities
 from umvm.syscalls import table
 from umvm.syscalls.classes import expand
 from umvm.syscalls.context import program_of
+from umvm.syscalls.kinds import SOCKETS
 
 if TYPE_CHECKING:
     from umvm.syscalls.identity import Handler
@@ -27,10 +28,11 @@ _CLONES = ("clone", "clone3")
 _EXEC = ("execve", "execveat")
 _QUICK = (
     "getuid geteuid getgid getegid getresuid getresgid getgroups kill tkill tgkill rt_sigqueueinfo "
-    "rt_tgsigqueueinfo connect listen socketpair sendmsg recvmsg "
+    "rt_tgsigqueueinfo connect listen socketpair sendmsg recvmsg getsockopt setsockopt "
     "uname getrlimit prlimit64"
 ).split()
 """What the engine itself may answer, or has to note, while an identity is active."""
+_OF_SOCKETS = frozenset(table.nr(call) for call in SOCKETS)
 _FAILED = Reply.error(errno.EIO)
 
 
@@ -192,4 +194,6 @@ def _identity_calls() -> Mapping[str, Handler]:
 def _with_identity(
     vm: VirtualMachine, handler: Handler, active: Identity, req: Request
 ) -> Reply | None:
+    if req.nr in _OF_SOCKETS and vm.sockets.of(req.tid, req.args[0] & 0x7FFFFFFF) is not None:
+        return None  # the family asks its stack
     return handler(vm, req, active)

@@ -131,7 +131,7 @@ def ls_(as_json: bool) -> None:
     from umvm.control import client
 
     rows = [{"name": vm.name, "pid": vm.pid} for vm in client.list_vms()]
-    _show(rows, ("name", "pid"), as_json)
+    show_rows(rows, ("name", "pid"), as_json)
 
 
 @cli.command()
@@ -234,7 +234,7 @@ def reload(vm_name: str | None, spec: str) -> None:
 def lsmod(vm_name: str | None, as_json: bool) -> None:
     """List the loaded modules."""
     rows = _call(vm_name, "lsmod")
-    _show(rows, ("name", "state", "uses", "permanent", "filesystems", "doc"), as_json)
+    show_rows(rows, ("name", "state", "uses", "permanent", "filesystems", "doc"), as_json)
 
 
 # --- mounts and processes ---------------------------------------------------------------------
@@ -291,7 +291,7 @@ def umount(force: bool, lazy: bool, vm_name: str | None, target: str) -> None:
 @_json_option
 def mounts(vm_name: str | None, as_json: bool) -> None:
     """List the VM's mounts."""
-    _show(_call(vm_name, "mounts"), ("type", "source", "target", "options"), as_json)
+    show_rows(_call(vm_name, "mounts"), ("type", "source", "target", "options"), as_json)
 
 
 @cli.command()
@@ -299,7 +299,7 @@ def mounts(vm_name: str | None, as_json: bool) -> None:
 @_json_option
 def ps(vm_name: str | None, as_json: bool) -> None:
     """List the VM's processes."""
-    _show(_call(vm_name, "ps"), ("pid", "ppid", "comm", "cwd"), as_json)
+    show_rows(_call(vm_name, "ps"), ("pid", "ppid", "comm", "cwd"), as_json)
 
 
 # --- the rest ---------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def doctor(as_json: bool) -> int:
     _end_by_sigpipe()
     rows = [check._asdict() for check in checks]
     if as_json:
-        _show(rows, (), True)
+        show_rows(rows, (), True)
     else:
         for check in checks:
             click.echo(f"{check.state:<9}{check.name:<21}{check.reason}")
@@ -344,7 +344,7 @@ def cache(action: str, as_json: bool) -> None:
         }
         for entry in store.known()
     ]
-    _show(rows, ["sites", "bytes", "intact", "copy", "file"], as_json)
+    show_rows(rows, ["sites", "bytes", "intact", "copy", "file"], as_json)
 
 
 @cli.command()
@@ -385,7 +385,7 @@ def _call(vm_name: str | None, verb: str, **args: object) -> Any:
     return client.call(client.find_vm(vm_name), verb, args)
 
 
-def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+def show_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows as JSON or as a table; a column that no row has is left out."""
     _end_by_sigpipe()
     if as_json:

@@ -54,7 +54,7 @@ class Host(Protocol):
         is active; and the events that are listened to."""
 
     def mounts_of(self, module: str, /) -> int:
-        """Return the number of mounts that a module serves."""
+        """Return the number of mounts and sockets that a module serves."""
 
     def mounts(self) -> list[dict[str, Any]]:
         """Describe the mounts; `module` and `target` are used here."""
@@ -133,7 +133,8 @@ class ModuleManager:
                 raise Busy(f"module {name} is permanent")
             uses = self._vm.mounts_of(name)
             if uses and not force:
-                raise Busy(f"module {name} is in use by {uses} mount{'s' * (uses > 1)}")
+                what = "mounts or sockets" if uses > 1 else "mount or socket"
+                raise Busy(f"module {name} is in use by {uses} {what}")
             module.state = GOING
             self._commit()
         try:

@@ -50,6 +50,7 @@ def run(
     log_file: str | None = None,
     engine: str = "auto",
     identity: Mapping[str, str] | None = None,
+    network: dict[str, str] | None = None,
 ) -> int:
     """Run a command in a new VM; its exit status (128+signal). OSError: it can't be executed.
 
@@ -81,6 +82,8 @@ def run(
         with Server(path, dispatch(vm)):
             if identity is not None:
                 vm.manager.load("ident", identity)
+            if network:
+                vm.manager.load("net", network)
             for text in modules:
                 spec, options = specs.parse_module(text)
                 vm.manager.load(spec, options)

@@ -38,6 +38,8 @@ OPTIONS = (
     Option(
         ("--bind-system",), "bind_system", FLAG, "", "Bind /dev, /proc, /sys, /tmp, resolv.conf…"
     ),
+    Option(("--net",), "net", ONE, "KIND[:ARG][,opt=val]", "The network stack (the host's)."),
+    Option(("--ip",), "ip", ONE, "ADDR", "The VM's address, with --net fabric (next free one)."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (auto)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
     Option(("--load",), "load", ONE, "FILE", "--fakeroot: read owners from FILE first."),
@@ -80,6 +82,8 @@ SETTINGS = {
     "engine": str,
     "user": str,
     "caps": str,
+    "net": str,
+    "ip": str,
 }
 """The keys of a settings file and their types."""
 
@@ -134,6 +138,8 @@ def run(
     owners: str | None = None,
     unknown_is_real: bool = False,
     lenient: bool = False,
+    net: str | None = None,
+    ip: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -162,6 +168,13 @@ def run(
         specs.parse_bind(text)
     if bind_system and root is None:
         raise UsageError("--bind-system is for a root of its own (--root)")
+    net, ip = net or settings.get("net"), ip or settings.get("ip")
+    network: dict[str, str] = {}
+    if net is not None:
+        specs.parse_net(net)
+        network = {"default": net} | ({"ip": ip} if ip is not None else {})
+    elif ip is not None:
+        raise UsageError("--ip needs --net")
     if name is not None:
         specs.check_name(name)
     for text in all_modules:
@@ -202,6 +215,7 @@ def run(
             log_file=log,
             engine=engine,
             identity=identity if somebody else None,
+            network=network,
         )
     except OSError as error:
         raise exec_error(argv[0], error) from error

@@ -77,6 +77,31 @@ def parse_bind(text: str) -> BindSpec:
         raise UsageError(f"bad bind mount {text!r}: expected SRC[:DST[:ro]]")
     return BindSpec(source, os.path.join(os.getcwd(), target), options)
 
+def parse_net(text: str) -> tuple[str, str, dict[str, str]]:
+    """Parse `KIND[:ARG][,opt=val…]`: a network stack, its argument, its options.
+
+    An item without `=` belongs to the value before it, so that a value may be a list. Options
+    alone are those of the host's stack.
+    """
+    first, *rest = text.split(",")
+    kind, _, argument = first.partition(":")
+    if "=" in kind:
+        kind, argument, rest = "host", "", [first, *rest]
+    if not kind:
+        raise UsageError(f"bad network {text!r}: expected KIND[:ARG][,opt=val]")
+    options: dict[str, str] = {}
+    last = ""
+    for item in rest:
+        key, equals, value = item.partition("=")
+        if equals and key:
+            options[key] = value
+            last = key
+        elif last:
+            options[last] += f",{item}"
+        else:
+            raise UsageError(f"bad network {text!r}: {item!r} is no option")
+    return kind, argument, options
+
 
 def is_path(spec: str) -> bool:
     """Tell a module given by file from one given by name."""

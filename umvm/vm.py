@@ -28,6 +28,7 @@ from umvm.guest.mounts import FOLLOW, MISSING_OK, Mount, MountTable
 from umvm.guest.proc import Proc
 from umvm.guest.process import Processes, descendants, same_rights, status
 from umvm.guest.shadow import Shadow
+from umvm.guest.sockets import Sockets
 from umvm.guest.spaces import DELETED, Space, Spaces
 from umvm.guest.specials import Specials
 from umvm.interfaces.filesystem import Caller, FileSystem, set_caller
@@ -91,6 +92,8 @@ class VirtualMachine:
         self.engine.set_shadow(self.shadow.path + b"/")
         self.spaces.set_engine(self.engine)
         self.engine.set_answers(same_rights(os.getpid()))
+        self.sockets = Sockets(self.engine.add_socket, self.engine.drop_socket)
+        self.stacks: Any = None
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
@@ -296,11 +299,10 @@ class VirtualMachine:
         missing: bool = False,
     ) -> Mount:  # fmt: skip
         with self._lock:
-            point, directory = self._mount_point(target, space, missing)
-            if missing:
-                directory = stat.S_ISDIR(fs.getattr(b"/").mode)
-            if stat.S_ISDIR(fs.getattr(b"/").mode) != directory:
-                number = errno.EISDIR if directory and bind is None else errno.ENOTDIR
+            directory = stat.S_ISDIR(fs.getattr(b"/").mode)
+            point, found = self._mount_point(target, space, missing, fs.needs_point)
+            if not missing and found is not None and found != directory:
+                number = errno.EISDIR if found and bind is None else errno.ENOTDIR
                 raise OSError(number, os.strerror(number), os.fsdecode(target))
             ident = self.mount_table.next_id()
             mount = Mount(ident, point, fs, fstype, source, dict(options), module)
@@ -311,9 +313,16 @@ class VirtualMachine:
         log.info("%s mounted on %s", fstype, os.fsdecode(point))
         return mount
 
-    def _mount_point(self, target: bytes, space: Space | None, missing: bool) -> tuple[bytes, bool]:
+    def _mount_point(
+        self, target: bytes, space: Space | None, missing: bool, needed: bool
+    ) -> tuple[bytes, bool | None]:
+        """The canonical path, and whether it is a directory; None: it is missing."""
         try:
             where = self.walk(target, space, missing)
+        except FileNotFoundError as error:
+            if needed:
+                raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
+            return (space or self.spaces.first).outer(os.path.normpath(target)), None
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(target)) from None
         if where.missing:
@@ -364,6 +373,8 @@ class VirtualMachine:
                     raise Busy(f"{point}: other mounts are on it")
                 if mount.uses and last:
                     raise Busy(f"{point}: {mount.uses} open file{'s' * (mount.uses > 1)}")
+                if last and (why := mount.fs.in_use()):
+                    raise Busy(f"{point}: {why}")
                 using = bound.users(self, mount, tables)
                 if using:
                     raise Busy(f"{point}: process {using[0]} uses it")
@@ -415,9 +426,10 @@ class VirtualMachine:
         return describe.mounts(space or self.spaces.first)
 
     def mounts_of(self, module: str) -> int:
-        """The number of mounts that a module serves."""
+        """The number of mounts, and of sockets, that a module serves."""
         mounts = {mount for table in self.spaces.tables() for mount in table.all}
-        return sum(1 for mount in mounts if mount.module == module)
+        count = sum(1 for mount in mounts if mount.module == module)
+        return count + (self.stacks.open_sockets() if self.stacks and module == "net" else 0)
 
     def mounted_below(self, path: bytes, own: Mount | None = None) -> bool:
         """Is a mount on this path or below it (other than `own`)?"""

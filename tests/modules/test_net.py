@@ -8,16 +8,18 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import PYTHON, UMVM, Result, Runner, wait_until
-
-from umvm.interfaces.network import HostStack, NullStack
+from umvm.modules.net.host import make as host_stack
+from umvm.modules.net.null import make as null_stack
 
 Run = Callable[..., Result]
 STACK = " ".join([*UMVM, "stack"])
 NOT_BUILT_IN = 12  # AF_DECnet: no kernel has it since Linux 6.1
 NULL = "net,default=null"
+NO_CALL: Any = None
 
 
 def families() -> list[tuple[str, str]]:
@@ -95,15 +97,16 @@ def test_null_is_a_kernel_without_the_family(umvm_run: Run) -> None:
 )
 def test_the_null_stack(family: int, kind: int, number: int) -> None:
     with pytest.raises(OSError) as caught:
-        NullStack().socket(family, kind, 0)
+        null_stack(None, "", {}).socket(NO_CALL, family, kind, 0)
     assert caught.value.errno == number
 
 
 def test_what_stacks_let_the_kernel_do() -> None:
     """They raise nothing."""
-    NullStack().socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
-    NullStack().socket(socket.AF_UNIX, 11, 0)
-    HostStack().socket(socket.AF_INET, 11, 0)
+    null, host = null_stack(None, "", {}), host_stack(None, "", {})
+    assert null.socket(NO_CALL, socket.AF_UNIX, socket.SOCK_STREAM, 0) is None
+    assert null.socket(NO_CALL, socket.AF_UNIX, 11, 0) is None
+    assert host.socket(NO_CALL, socket.AF_INET, 11, 0) is None
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ def test_status_and_errors_of_the_command(umvm_run: Run) -> None:
     {STACK} nonesuch true; echo $?
     """
     result = umvm_run(body)
-    assert result.stdout == "7\n127\n2\n2\n"
+    assert result.stdout == "7\n127\n3\n3\n"
     lines = result.stderr.splitlines()
     assert len(lines) == 3 and all(line.startswith("umvm: ") for line in lines)
 
@@ -234,3 +237,38 @@ def test_names_without_a_network(umvm_run: Run) -> None:
 
 def test_the_control_socket_works_without_a_network(umvm_run: Run) -> None:
     assert "net" in umvm_run(" ".join([*UMVM, "lsmod"]), modules=[NULL]).ok()
+
+
+# --- stacks on paths ------------------------------------------------------------------------------
+
+
+def test_a_stack_on_a_path(umvm_run: Run) -> None:
+    umvm = " ".join(UMVM)
+    body = f"""
+    {umvm} mount -t net null /dev/net/none && cat /dev/net/none
+    {STACK} /dev/net/none sh -c '{TRY}'; {TRY}
+    {STACK} /dev/net/none; {TRY}; {STACK} host
+    {umvm} umount /dev/net/none; {STACK} /dev/net/none true; echo $?
+    """
+    result = umvm_run(body)
+    assert result.stdout == "null\nno\nyes\nno\n3\n"
+    assert "no network stack '/dev/net/none'" in result.stderr
+
+
+SIX = TRY.replace("socket.socket()", "socket.socket(socket.AF_INET6)")
+
+
+def test_a_stack_for_one_family(umvm_run: Run) -> None:
+    body = f"""
+    {STACK} --ipv6 null sh -c '{TRY}; {SIX}'
+    {STACK} --ipv4 host null sh -c '{TRY}; {SIX}'
+    {STACK} --ipv6 null {STACK} --ipv4 null sh -c '{TRY}; {SIX}'
+    """
+    assert umvm_run(body).ok().split() == ["yes", "no", "yes", "no", "no", "no"]
+
+
+def test_the_stack_of_a_vm_on_the_command_line(umvm_run: Run) -> None:
+    assert umvm_run(TRY, options=["--net", "null"]).ok() == "no\n"
+    for options in (["--ip", "10.0.0.1"], ["--net", "nonesuch"], ["--net", "null,x=y"]):
+        result = umvm_run("echo never", options=options)
+        assert (result.status, result.stdout, result.stderr.count("\n")) == (2, "", 1)

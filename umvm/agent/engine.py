@@ -21,12 +21,14 @@ from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.mounts import Where
 from umvm.guest.process import status
+from umvm.syscalls.kinds import SOCKETS
 from umvm.syscalls.table import nr, trapped_numbers
 
 _EVERYTHING = set(trapped_numbers()) - {nr("clone"), nr("clone3")}
 """A call that returns twice is never made at the gate."""
 log = logging.getLogger(__name__)
 
+_SOCKETS = {nr(name) for name in SOCKETS}
 _EXEC = ("execve", "execveat")
 _IDS = ("getuid", "geteuid", "getgid", "getegid")
 _EXECVE = nr("execve")
@@ -63,6 +65,7 @@ class AgentEngine:
         self.agent = Agent(shadow, os.fsencode(cache))
         self.patcher = Patcher(self.agent.area, cache) if must_patch else self._patcher(cache)
         self._handler = handler
+        self._sockets = False
         self._looks: dict[int, Callable[[Request], object]] = {
             **{nr(name): self._chdir for name in _CHDIR},
             **{nr(name): self._moves for name in _MOVES},
@@ -198,8 +201,21 @@ class AgentEngine:
         self._tell_hooks()
 
     def _tell_hooks(self) -> None:
+        """While there are sockets to be asked about, agents ask about all sockets."""
         asked = _EVERYTHING if self._asks else set()
-        self.agent.area.set_hooks(self._hooks | self._owned | asked)
+        of_sockets = _SOCKETS if self._sockets else set()
+        self.agent.area.set_hooks(self._hooks | self._owned | asked | of_sockets)
+
+    def add_socket(self, inode: int) -> None:
+        """As `Engine.add_socket`."""
+        self._engine.add_socket(inode)
+        if not self._sockets:
+            self._sockets = True
+            self._tell_hooks()
+
+    def drop_socket(self, inode: int) -> None:
+        """As `Engine.drop_socket`."""
+        self._engine.drop_socket(inode)
 
     def set_proc_names(self, names: Iterable[bytes]) -> None:
         """As `Engine.set_proc_names`; agents look at paths while there are any."""

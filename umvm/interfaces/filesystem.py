@@ -115,6 +115,8 @@ class FileSystem:
     """`flush` does something, so that each close(2) has to ask."""
     orderly = False
     """`open`, `create`, `unlink` … come after the `release` of files that were closed before."""
+    needs_point = True
+    """The mount point must exist; False: it may be a name that nothing has."""
     subtype = ""
     """Shown in /proc/mounts as fuse.SUBTYPE; empty: the mount's type name."""
 
@@ -125,6 +127,10 @@ class FileSystem:
 
     def destroy(self) -> None:
         """Called once when the last user is gone."""
+
+    def in_use(self) -> str:
+        """What else than open files keeps it from being unmounted, in words; empty: nothing."""
+        return ""
 
     # --- attributes ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from errno import ENOSYS
 
-from .row import ADDRESS, ATTACH, LIMITS, MMAP_FD, NAMESPACES, PASSCRED, PEER, PRCTL, Row, Verdict
+from .row import ADDRESS, ATTACH, LIMITS, MMAP_FD, NAMESPACES, PRCTL, Row, Verdict
 
 AUDIT_ARCH = {"x86_64": 0xC000003E}
 X32_BIT = 0x40000000
@@ -22,7 +22,6 @@ PR_CAPBSET_DROP, PR_GET_SECUREBITS, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_G
 PR_CAP_AMBIENT."""
 RLIMIT_STACK = 3
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
-SOL_SOCKET, SO_PASSCRED, SO_PEERCRED, SO_PEERGROUPS = 1, 16, 17, 59
 CLONE_NEWNS_NEWUSER = 0x10020000
 RLIMIT_LOCKS = 10
 MAX_INSTRUCTIONS = 4096
@@ -62,15 +61,6 @@ def _one_of(argument: int, values: Sequence[int]) -> tuple[Instruction, ...]:
     )
 
 
-def _socket_option(*options: int) -> tuple[Instruction, ...]:
-    return (
-        (LD_ABS, 0, 0, OFF_ARGS + 8),
-        (JMP_JEQ, 1, 0, SOL_SOCKET),
-        _return(RET_ALLOW),
-        *_one_of(2, options),
-    )
-
-
 _CONDITIONS: dict[str, tuple[Instruction, ...]] = {
     MMAP_FD: (
         (LD_ABS, 0, 0, OFF_ARGS + 8 * 3),
@@ -94,8 +84,6 @@ _CONDITIONS: dict[str, tuple[Instruction, ...]] = {
     ),
     PRCTL: _one_of(0, PRCTL_OPTIONS),
     ATTACH: _one_of(0, (PTRACE_ATTACH, PTRACE_SEIZE)),
-    PEER: _socket_option(SO_PEERCRED, SO_PEERGROUPS),
-    PASSCRED: _socket_option(SO_PASSCRED),
     LIMITS: (
         (LD_ABS, 0, 0, OFF_ARGS + 8),
         (JMP_JEQ, 0, 5, RLIMIT_STACK),

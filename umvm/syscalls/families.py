@@ -10,6 +10,7 @@ FAMILIES = (
     "attrs", "copy", "dirs", "execute", "fcntl", "io", "ioctl", "locklimit", "mapping",
     "mountcalls", "names", "open", "process", "restart", "seek", "sockets", "stat", "sync",
     "watch", "xattr",
+    "netsockets",  # after those that it asks for what isn't its own
 )  # fmt: skip
 
 for _family in FAMILIES:

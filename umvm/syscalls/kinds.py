@@ -17,20 +17,26 @@ SERVED = frozenset(
 """Handled while anything is mounted or open: what decides isn't one path or one descriptor."""
 REDIRECTED = frozenset("chdir fchdir".split())
 """Handled while a bind mount or another root shows files of the host at other paths."""
+SOCKETS = frozenset(
+    "bind connect listen accept accept4 getsockname getpeername sendto sendmsg sendmmsg recvfrom "
+    "recvmsg recvmmsg getsockopt setsockopt shutdown ioctl".split()
+)
+"""Handled if their descriptor is a socket that a network stack answers for."""
 _WHEN = {
     **dict.fromkeys(ALWAYS, 1),
     **dict.fromkeys(SERVED, 2),
-    "rt_sigreturn": 3,
-    **dict.fromkeys(REDIRECTED, 4),
-    **dict.fromkeys(("getrlimit", "setrlimit", "prlimit64"), 5),
+    "rt_sigreturn": 8,
+    **dict.fromkeys(REDIRECTED, 16),
+    **dict.fromkeys(("getrlimit", "setrlimit", "prlimit64"), 32),
 }
-"""`umvm_call_kind.always` of core_accel/route.h; 3: where the frame shows an interrupted call."""
+"""Bits of `umvm_call_kind.always` of core_accel/route.h."""
 MAX_PATHS = 2
 
 
 def kind(row: Row) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """(when handled, index of the descriptor, indexes of paths, their directories' indexes)."""
-    always = _WHEN.get(row.name, 0)
+    """(when handled: bits as in `_WHEN`, and 4 for the calls on certain sockets; index of the
+    descriptor, indexes of paths, their directories' indexes)."""
+    always = _WHEN.get(row.name, 0) | (4 if row.name in SOCKETS else 0)
     kinds = row.args.split()
     paths, bases = [], []
     for index, what in enumerate(kinds):

@@ -15,13 +15,9 @@ NAMESPACES = "namespaces"
 """Trapped only if the flags (1st argument) have CLONE_NEWNS or CLONE_NEWUSER."""
 ATTACH = "attach"
 """Trapped only if the first argument is PTRACE_ATTACH or PTRACE_SEIZE."""
-PEER = "peer"
-"""Trapped only with SOL_SOCKET and SO_PEERCRED or SO_PEERGROUPS (2nd and 3rd argument)."""
-PASSCRED = "passcred"
-"""Trapped only with SOL_SOCKET and SO_PASSCRED (2nd and 3rd argument)."""
 LIMITS = "limits"
 """Not trapped if it only asks for RLIMIT_STACK, as every program does at its start (prlimit(2))."""
-CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES, ATTACH, PEER, PASSCRED, LIMITS))
+CONDITIONS = frozenset((MMAP_FD, ADDRESS, PRCTL, NAMESPACES, ATTACH, LIMITS))
 
 ARG_KINDS = frozenset("fd dirfd path str ptr int size off flags mode addr pid uid gid sock".split())
 """Argument kinds: `addr` is an address in the guest's memory, `sock` points to a socket address."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from .row import ADDRESS, PASSCRED, PEER, Row, deny, free, trap
+from .row import ADDRESS, Row, deny, free, trap
 
 _SOURCE = "the address of an AF_UNIX sender on a mount is shown untranslated"
+_OPTIONS = "of sockets that a network stack answers for"
 _VDSO = "the vDSO answers most of these without any call"
 _GONE = "no kernel has it any more"
 _PRIVILEGE = "the kernel refuses it without privilege"
@@ -14,21 +15,21 @@ _PRIVILEGE = "the kernel refuses it without privilege"
 NETWORK: tuple[Row, ...] = (
     trap(41, "socket", "int int int", "network"),
     trap(42, "connect", "fd sock size", "network"),
-    free(43, "accept", "fd sock ptr", "network", _SOURCE),
+    trap(43, "accept", "fd sock ptr", "network", _SOURCE),
     trap(44, "sendto", "fd ptr size flags sock size", "network", "only with an address", ADDRESS),
-    free(45, "recvfrom", "fd ptr size flags sock ptr", "network", _SOURCE),
+    trap(45, "recvfrom", "fd ptr size flags sock ptr", "network", _SOURCE, ADDRESS),
     trap(46, "sendmsg", "fd ptr flags", "network"),
     trap(47, "recvmsg", "fd ptr flags", "network", "a virtual descriptor received keeps its inode"),
-    free(48, "shutdown", "fd int", "network"),
+    trap(48, "shutdown", "fd int", "network", _OPTIONS),
     trap(49, "bind", "fd sock size", "network"),
-    trap(50, "listen", "fd int", "network", "of a socket that bind was let to bind"),
+    trap(50, "listen", "fd int", "network", _OPTIONS),
     trap(51, "getsockname", "fd sock ptr", "network"),
     trap(52, "getpeername", "fd sock ptr", "network"),
     trap(53, "socketpair", "int int int ptr", "network"),
-    trap(54, "setsockopt", "fd int int ptr size", "network", "only SO_PASSCRED", PASSCRED),
-    trap(55, "getsockopt", "fd int int ptr ptr", "network", "only who is at the other end", PEER),
-    free(288, "accept4", "fd sock ptr flags", "network", _SOURCE),
-    free(299, "recvmmsg", "fd ptr int flags ptr", "network", _SOURCE),
+    trap(54, "setsockopt", "fd int int ptr size", "network", _OPTIONS),
+    trap(55, "getsockopt", "fd int int ptr ptr", "network", _OPTIONS),
+    trap(288, "accept4", "fd sock ptr flags", "network", _SOURCE),
+    trap(299, "recvmmsg", "fd ptr int flags ptr", "network", _SOURCE),
     trap(307, "sendmmsg", "fd ptr int flags", "network"),
 )
 

@@ -47,17 +47,18 @@ def wait(
     attempt: Callable[[], Reply | None],
     interrupted: Callable[[], Reply],
     done: Callable[[], None],
+    timeout: float | None = None,
 ) -> Reply:
     """Answer later: `attempt` whenever `fd` has `events` (poll(2)), until it gives a reply.
 
     `interrupted` gives the reply when a signal comes; `done` is called at the end in any case. All
-    run on a thread of their own.
+    run on a thread of their own. After `timeout` seconds the call fails with EAGAIN.
     """
 
     def work() -> None:
         try:
             enter(vm, req)
-            reply = _loop(req, fd, events, attempt, interrupted)
+            reply = _loop(req, fd, events, attempt, interrupted, timeout)
         except OSError as error:
             reply = Reply.error(error.errno or errno.EIO)
         except Exception:
@@ -78,11 +79,16 @@ def _loop(
     events: int,
     attempt: Callable[[], Reply | None],
     interrupted: Callable[[], Reply],
+    timeout: float | None,
 ) -> Reply | None:
     poll = select.poll()
     poll.register(fd, events)
+    end = None if timeout is None else time.monotonic() + timeout
     while req.alive():
-        if poll.poll(INTERVAL):
+        left = INTERVAL if end is None else min(INTERVAL, 1000 * (end - time.monotonic()))
+        if end is not None and left <= 0:
+            return Reply.error(errno.EAGAIN)
+        if poll.poll(left):
             reply = attempt()
             if reply is not None:
                 return reply

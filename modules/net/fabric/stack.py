@@ -1,0 +1,320 @@
+"""One host of a virtual network, as the stack of the processes that use it."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import random
+import socket
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from umvm.errors import NotFound, UsageError
+from umvm.interfaces.network import (
+    SOCK_FLAGS,
+    SOCK_MAX,
+    SOCK_TYPE_MASK,
+    Made,
+    NetworkStack,
+    refusal,
+)
+
+from . import address, link
+from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
+from .datagram import Datagram
+from .forward import Forward, Outward, inward, reset
+from .link import PERFECT, Link, Wire
+from .network import DOMAIN, Host, Network
+from .outbox import Outbox
+from .ports import Ports
+from .sink import Sink
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from umvm import Request
+
+IPPROTO_MAX = 256
+PROTOCOLS: dict[int, tuple[int, ...]] = {
+    socket.SOCK_STREAM: (socket.IPPROTO_TCP,),
+    socket.SOCK_DGRAM: (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE),
+}
+"""The first is the one that 0 stands for."""
+TYPES: dict[int, type[Stream | Datagram]] = {
+    socket.SOCK_STREAM: Stream,
+    socket.SOCK_DGRAM: Datagram,
+}
+NAME_SERVER = bytes([127, 0, 0, 53])
+
+
+class Fabric(NetworkStack):
+    """A host on a network."""
+
+    def __init__(self, vm: Any, network: Network) -> None:
+        """The network is left when the stack is closed."""
+        self.vm, self.network = vm, network
+        self.ports = {
+            protocol: Ports(vm.sockets.sweep) for each in PROTOCOLS.values() for protocol in each
+        }
+        self.outbox = Outbox(network)
+        self._sink: Sink | None = None
+        self._lock = threading.Lock()
+        self._forwards: list[Forward] = []
+        self._closed = False
+        self.wires: deque[Wire] = deque(maxlen=4096)
+        self._helpers: list[Any] = [self.outbox]
+        self._start_name_server()
+
+    def _start_name_server(self) -> None:
+        from .names import NameServer
+
+        self._helpers.append(NameServer(self, Address(NAME_SERVER, 53)))
+
+    # --- the stack's interface -------------------------------------------------------------------
+
+    def socket(self, req: Request, family: int, kind: int, protocol: int) -> Made | None:
+        """socket(2). **Source**: inet_create() of Linux 6.18."""
+        if family == socket.AF_UNIX:
+            return None
+        plain = kind & SOCK_TYPE_MASK
+        if family not in (socket.AF_INET, socket.AF_INET6) or (
+            kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS or plain >= SOCK_MAX
+        ):
+            raise refusal(family, kind)
+        if not 0 <= protocol < IPPROTO_MAX:
+            raise fail(errno.EINVAL)
+        if plain == socket.SOCK_RAW and protocol:
+            raise fail(errno.EPERM)
+        if plain not in TYPES:
+            raise fail(errno.ESOCKTNOSUPPORT)
+        protocols = PROTOCOLS[plain]
+        own = protocol or protocols[0]
+        if own not in protocols:
+            raise fail(errno.EPROTONOSUPPORT)
+        made = _socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
+        return Made(made.detach(), TYPES[plain](self, family, plain, own))
+
+    def describe(self) -> str:
+        """The network and the host's addresses."""
+        host = self.network.host
+        return f"fabric:{self.network.name} {' '.join(map(text, host.ips))} {host.names[0]}\n"
+
+    def hosts(self) -> str:
+        """/etc/hosts: who is on the network now."""
+        lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+        for host in self.network.hosts().values():
+            names = [f"{name}.{DOMAIN}" for name in host.names] + list(host.names)
+            lines += [f"{text(ip)}\t{' '.join(names)}" for ip in host.ips]
+        for name, ip in sorted(self.network.added_names().items()):
+            lines.append(f"{text(ip)}\t{name}.{DOMAIN} {name}")
+        return "\n".join(lines) + "\n"
+
+    def resolv_conf(self) -> str:
+        """/etc/resolv.conf: our name server."""
+        return f"nameserver {text(NAME_SERVER)}\nsearch {DOMAIN}\noptions edns0\n"
+
+    def close(self) -> None:
+        """Leave the network."""
+        self._closed = True
+        for wire in self.wires:
+            wire.cut()
+        for helper in [*self._forwards, *self._helpers]:
+            helper.close()
+        self._forwards, self._helpers = [], []
+        self.network.leave()
+
+    # --- addresses -------------------------------------------------------------------------------
+
+    def is_local(self, ip: bytes) -> bool:
+        """Is it an address of this host?"""
+        return ip in self.network.host.ips or is_loopback(ip)
+
+    def route(self, ip: bytes) -> tuple[Host, bytes]:
+        """The host that has an address, and the address of ours to reach it from.
+
+        **Errors** ENETUNREACH, EHOSTUNREACH; ENETDOWN: the stack was unloaded.
+        """
+        own = self.network.host
+        if self._closed:
+            raise fail(errno.ENETDOWN)
+        if is_loopback(ip):
+            return own, address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
+        if ip in own.ips:
+            return own, ip
+        source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
+        if source is None or own.down:
+            raise fail(errno.ENETUNREACH)
+        owner = self.network.owner(ip)
+        if owner is not None and not owner.down:
+            return owner, source
+        near = 3 if len(ip) == 4 else 8
+        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+
+    def listener(self, to: Address) -> str | None:
+        """The name of a listener of this host's that is known to be at an address."""
+        return self._known(self.ports[socket.IPPROTO_TCP], to)
+
+    def receivers(self, kind: str, host: Host, to: Address) -> list[str]:
+        """Names that a datagram socket at an address may have, the likeliest first.
+
+        None for a link that delays: who sends over it doesn't learn if there was a receiver.
+        """
+        if self.link_to(host) != PERFECT:
+            return []
+        if host.key == self.network.key:
+            lite = kind == address.LITE
+            ports = self.ports[socket.IPPROTO_UDPLITE if lite else socket.IPPROTO_UDP]
+            name = self._known(ports, to)
+            return [] if name is None else [name]
+        ips = (to.ip, ANY4 if len(to.ip) == 4 else ANY6)
+        return [address.name(kind, host.key, Address(ip, to.port)) for ip in ips]
+
+    def _known(self, ports: Ports, to: Address) -> str | None:
+        """The name of one of our sockets: the last one, or any of those that share a port."""
+        exact, other = [], []
+        for sock in ports.at(to.port):
+            if sock.bound is None or not sock.name:
+                continue
+            ip = sock.bound.ip
+            if ip == to.ip:
+                exact.append(sock)
+            elif is_any(ip) and (len(ip) == len(to.ip) or (len(ip) == 16 and not sock.v6only)):
+                other.append(sock)
+        found = exact or other
+        if not found:
+            return None
+        return (random.choice(found) if found[-1].reuseport else found[-1]).name
+
+    def reachable(self, kind: str, host: Host, to: Address) -> str | None:
+        """The name of a socket that an address leads to, dead or alive; None: there is none."""
+        network = self.network
+        of_type = address.TYPES[kind]
+        for ip in (to.ip, ANY4 if len(to.ip) == 4 else ANY6):
+            name = address.name(kind, host.key, Address(ip, to.port))
+            members = network.members(name)
+            if members:
+                random.shuffle(members)
+            for each in (*members, name):
+                if network.alive(each, of_type):
+                    return each
+        return None
+
+    def link_of(self, name: str) -> Link:
+        """How the way to the socket of this name is."""
+        parsed = address.parse_name(name)
+        host = self.network.hosts().get(parsed[0]) if parsed else None
+        return PERFECT if host is None else self.link_to(host)
+
+    def link_to(self, host: Host) -> Link:
+        """How the way to a host is."""
+        own = self.network.host
+        if host.key == own.key or not (host.settings or own.settings):
+            return PERFECT
+        return link.of(own.settings).with_other(link.of(host.settings))
+
+    # --- datagrams -------------------------------------------------------------------------------
+
+    def sink(self) -> Sink:
+        """Where datagrams go that nobody takes."""
+        with self._lock:
+            if self._sink is None:
+                self._sink = Sink(self)
+                self._helpers.append(self._sink)
+            return self._sink
+
+    def is_broadcast(self, ip: bytes) -> bool:
+        """255.255.255.255, or the last address of the host's subnet."""
+        own = self.network.host.ips[0]
+        return ip == BROADCAST or (len(own) == 4 and ip == own[:3] + b"\xff")
+
+    def group_name(self, group: Address) -> str:
+        """The name that the members of a multicast group share."""
+        return f"m.{group.ip.hex()}.{group.port:x}"
+
+    def group_members(self, group: Address) -> list[str]:
+        """The sockets in a group."""
+        return self.network.members(self.group_name(group))
+
+    def listening_everywhere(self, to: Address) -> list[str]:
+        """The sockets that a broadcast reaches."""
+        found = []
+        for key in self.network.hosts():
+            for ip in (to.ip, ANY4):
+                name = address.name(address.DATAGRAM, key, Address(ip, to.port))
+                found += self.network.members(name) or [name]
+        return found
+
+    def ip_of(self, key: str, size: int, seen_by: Address | None) -> bytes:
+        """The address of a host to show as a sender's; `size` 4 or 16 bytes."""
+        if key == self.network.key:
+            if seen_by is not None and seen_by.ip in self.network.host.ips:
+                return seen_by.ip
+            return address.LOOPBACK4 if size == 4 else address.LOOPBACK6
+        host = self.network.hosts().get(key)
+        ips = host.ips if host is not None else ()
+        return next((ip for ip in ips if len(ip) == size), ANY4)
+
+    # --- what `umvm net` asks --------------------------------------------------------------------
+
+    @property
+    def network_name(self) -> str:
+        """The network that this host is on."""
+        return self.network.name
+
+    def net_show(self) -> dict[str, Any]:
+        """The network of this stack."""
+        return {"name": self.network.name, "host": self.network.host.names[0]}
+
+    def net_link(self, down: bool | None = None, **settings: float) -> dict[str, Any]:
+        """Take the host from the network, or put it back; change its link. What it is now."""
+        host = self.network.host
+        changed = {**host.settings, **settings}
+        self.network.update(
+            down=host.down if down is None else bool(down),
+            settings={key: value for key, value in changed.items() if value},
+        )
+        if down:
+            self._reset()
+            for wire in self.wires:
+                wire.cut()
+        return {"down": self.network.host.down, **self.network.host.settings}
+
+    def _reset(self) -> None:
+        """End the connections with other hosts."""
+        for pid in self.vm.guest_pids():
+            reset(self, pid)
+
+    def net_forward(
+        self, spec: str | None = None, delete: bool = False, out: bool = False
+    ) -> list[dict[str, str]]:
+        """Add or end a forward; those that there are, or the new one."""
+        if spec is None:
+            return [forward.describe() for forward in self._forwards]
+        if not delete:
+            new = Outward(self, spec) if out else inward(self, spec)
+            self._forwards.append(new)
+            return [new.describe()]
+        for forward in self._forwards:
+            if forward.listen == spec or forward.listen == f"127.0.0.1:{spec}":
+                self._forwards.remove(forward)
+                forward.close()
+                return []
+        raise NotFound(f"there is no forward of {spec}")
+
+
+def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
+    """Join a network. UsageError: an option."""
+    unknown = set(options) - {"ip", "name"}
+    if unknown:
+        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are ip, name)")
+    try:
+        ips = [address.packed(each) for each in options.get("ip", "").split(",") if each]
+    except ValueError as error:
+        raise UsageError(f"fabric: {error}") from None
+    for ip in ips:
+        if is_loopback(ip) or address.is_any(ip) or address.is_multicast(ip) or ip[0] in (0, 255):
+            raise UsageError(f"fabric: a host can't have the address {text(ip)}")
+    name = options.get("name") or vm.name
+    network = Network(argument or vm.name, vm.name, name, ips)
+    vm.init.clean_up(network.leftovers())
+    return Fabric(vm, network)

@@ -1,0 +1,86 @@
+"""The sockets that stacks answer for, known by their inode numbers.
+
+A socket's inode goes with it through fork, dup and SCM_RIGHTS, and /proc/TID/fd/N tells it. Nobody
+tells of the last close; sockets that are gone are looked for when there have become many, or when
+somebody needs to know (`sweep`): as all are AF_UNIX sockets, /proc/net/unix lists those alive.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+
+from umvm.interfaces.network import NetworkStack, Socket
+
+_LINK = b"socket:["
+FIRST_SWEEP = 1024
+_LINE = re.compile(rb"^[0-9a-f]+: [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ +(\d+)", re.M)
+
+
+class Sockets:
+    """The sockets of one VM that are asked about."""
+
+    def __init__(self, on_add: Callable[[int], None], on_drop: Callable[[int], None]) -> None:
+        """`on_add(inode)`, `on_drop(inode)`: tell the engine, which looks at these only."""
+        self._on_add, self._on_drop = on_add, on_drop
+        self._by_inode: dict[int, Socket] = {}
+        self._lock = threading.Lock()
+        self._limit = FIRST_SWEEP
+
+    def __len__(self) -> int:
+        return len(self._by_inode)
+
+    def add(self, fd: int, sock: Socket) -> int:
+        """Answer for the socket behind a descriptor of ours from now on; its inode."""
+        inode = os.fstat(fd).st_ino
+        with self._lock:
+            self._by_inode[inode] = sock
+            self._on_add(inode)
+            many = len(self._by_inode) > self._limit
+        if many:
+            self.sweep()
+        return inode
+
+    def of(self, tid: int, fd: int) -> Socket | None:
+        """The socket behind a guest's descriptor, if a stack answers for it."""
+        if not self._by_inode or fd < 0:
+            return None
+        try:
+            link = os.readlink(b"/proc/%d/fd/%d" % (tid, fd))
+        except OSError:
+            return None
+        if not link.startswith(_LINK):
+            return None
+        return self._by_inode.get(int(link[len(_LINK) : -1]))
+
+    def of_copy(self, fd: int) -> Socket | None:
+        """The same for a descriptor of ours."""
+        return self._by_inode.get(os.fstat(fd).st_ino)
+
+    def used_by(self, stack: NetworkStack) -> int:
+        """The number of open sockets of a stack."""
+        self.sweep()
+        return sum(sock.stack is stack for sock in list(self._by_inode.values()))
+
+    def sweep(self) -> None:
+        """Forget the sockets that no process has any more."""
+        with self._lock:
+            if not self._by_inode:
+                return
+            before = set(self._by_inode)  # what is made from now on is not in question
+        alive = _alive()
+        with self._lock:
+            dead = {i: self._by_inode.pop(i) for i in before - alive if i in self._by_inode}
+            for inode in dead:
+                self._on_drop(inode)
+            self._limit = max(FIRST_SWEEP, 2 * len(self._by_inode))
+        for sock in dead.values():
+            sock.gone()
+
+
+def _alive() -> set[int]:
+    """The inodes of all AF_UNIX sockets (proc_pid_net(5)); an unaccepted one has 0."""
+    with open("/proc/net/unix", "rb") as file:
+        return set(map(int, _LINE.findall(file.read())))
