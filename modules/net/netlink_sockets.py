@@ -1,0 +1,498 @@
+"""AF_NETLINK sockets of a virtual stack: AF_UNIX pairs whose other end is served here.
+
+SOCK_SEQPACKET, as it keeps datagrams apart, waits where a reader is slow, and ignores the address
+that a sender gives. poll, read and send are the kernel's own; the calls that show or take a
+sockaddr_nl are answered here.
+**Source**: netlink(7), net/netlink/af_netlink.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from umvm import Reply, Request
+from umvm.interfaces.network import Made, NetworkStack, Socket
+from umvm.syscalls.waiting import ERESTARTSYS, wait
+
+from .netlink import RouteSession
+from .netlink_diag import DiagSession, InetSocket
+from .netlink_state import NetState
+
+log = logging.getLogger(__name__)
+
+ROUTE, SOCK_DIAG, UEVENT = 0, 4, 15
+"""NETLINK_… protocols that there are."""
+SOL_NETLINK = 270
+_ADD, _DROP, _PKTINFO, _LIST, _CAP_ACK, _EXT_ACK, _STRICT = 1, 2, 3, 9, 10, 11, 12
+_SWITCHES = {_PKTINFO: "pktinfo", 4: "errors", 5: "no_enobufs", 8: "all_nsid", _CAP_ACK: "capped",
+             _EXT_ACK: "extended", _STRICT: "strict"}  # fmt: skip
+_SO_TYPE, _SO_PROTOCOL, _SO_DOMAIN = 3, 38, 39
+_NAME = struct.Struct("=HxxII")
+"""struct sockaddr_nl."""
+_MSGHDR = struct.Struct("=QIxxxxQQQQIxxxx")
+_MMSGHDR_SIZE = 64
+_IOVEC = struct.Struct("=QQ")
+_CMSG = struct.Struct("=QiiI")
+_MAX_REQUEST = 1 << 16
+_MAX_WAITING = 4096
+"""Datagrams kept for a guest that doesn't read; notifications beyond that are lost."""
+_GROUPS_MAX = 64
+_IOV_MAX = 1024
+
+
+class Session(Protocol):
+    """What answers the requests of one netlink socket."""
+
+    portid: int
+    groups: set[int]
+    strict: bool
+    extended: bool
+    capped: bool
+    deliver: Callable[[bytes], None]
+
+    def handle(self, data: bytes) -> list[bytes]: ...
+    def close(self) -> None: ...
+
+
+class _Silent(DiagSession):
+    """Kernel events, of which there are none."""
+
+    def handle(self, data: bytes) -> list[bytes]:
+        return []
+
+
+class NetlinkSocket(Socket):
+    """One guest socket."""
+
+    def __init__(
+        self, server: Netlink, kind: int, protocol: int, session: Session, end: socket.socket
+    ) -> None:
+        """`end`: our end of the pair, non-blocking."""
+        super().__init__(server.stack, socket.AF_NETLINK, kind, protocol)
+        self.session, self.end = session, end
+        self.waiting: deque[bytes] = deque()
+        self._server = server
+        self._peer = (0, 0)
+        self._options: dict[str, int] = {}
+        self._lock = server.lock
+        self.tgid = 0
+        session.deliver = self.deliver
+
+    # --- datagrams -------------------------------------------------------------------------------
+
+    def deliver(self, datagram: bytes) -> None:
+        """Send to the guest, now or when there is room."""
+        with self._lock:
+            if len(self.waiting) < _MAX_WAITING:
+                self.waiting.append(datagram)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        with self._lock:
+            try:
+                while self.waiting:
+                    self.end.send(self.waiting[0], socket.MSG_NOSIGNAL)
+                    self.waiting.popleft()
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.waiting.clear()
+            self._server.watch(self)
+
+    def serve(self) -> bool:
+        """Answer the requests that have arrived. False: the guest has closed its end."""
+        with self._lock:
+            while True:
+                try:
+                    data = self.end.recv(_MAX_REQUEST)
+                except BlockingIOError:
+                    return True
+                except OSError:
+                    return False
+                if not data:
+                    return not _hung_up(self.end)
+                self._autobind()
+                try:
+                    answer = self.session.handle(data)
+                except Exception:
+                    log.exception("a netlink request of process %d", self.tgid)
+                    continue
+                self.waiting.extend(answer)
+                self.flush()
+
+    def close(self) -> None:
+        """Both ends are gone."""
+        self.session.close()
+        self.end.close()
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def _autobind(self) -> None:
+        if not self.session.portid:
+            self.session.portid = self._server.port(self.tgid)
+
+    def bind(self, req: Request) -> Reply:
+        """bind(2)."""
+        pid, groups = _name(req, req.args[1], req.args[2])
+        with self._lock:
+            if self.session.portid:
+                if pid != self.session.portid:
+                    raise _fail(errno.EINVAL)
+            elif pid:
+                self.session.portid = self._server.port(pid, exactly=True)
+            else:
+                self._autobind()
+            kept = {group for group in self.session.groups if group > 32}
+            self.session.groups = kept | {bit + 1 for bit in range(32) if groups >> bit & 1}
+        return Reply.value(0)
+
+    def connect(self, req: Request) -> Reply:
+        """connect(2): who is sent to without an address."""
+        size = _signed(req.args[2])
+        if size < 2:
+            raise _fail(errno.EINVAL)
+        if struct.unpack("=H", req.read(req.args[1], 2))[0] == socket.AF_UNSPEC:
+            self._peer = 0, 0
+            return Reply.value(0)
+        self._peer = _name(req, req.args[1], req.args[2])
+        self._autobind()
+        return Reply.value(0)
+
+    def getsockname(self, req: Request) -> Reply:
+        """getsockname(2)."""
+        self.serve()  # a request that was sent has given it a name
+        groups = sum(1 << group - 1 for group in self.session.groups if group <= 32)
+        _put_name(req, req.args[1], req.args[2], self.session.portid, groups)
+        return Reply.value(0)
+
+    def getpeername(self, req: Request) -> Reply:
+        """getpeername(2): the kernel, unless it was connected elsewhere."""
+        _put_name(req, req.args[1], req.args[2], *self._peer)
+        return Reply.value(0)
+
+    def listen(self, req: Request) -> Reply:
+        """**Errors** EOPNOTSUPP, as accept and shutdown."""
+        raise _fail(errno.EOPNOTSUPP)
+
+    def accept(self, req: Request, flags: int) -> Reply:
+        """**Errors** EOPNOTSUPP."""
+        raise _fail(errno.EOPNOTSUPP)
+
+    def shutdown(self, req: Request) -> Reply:
+        """**Errors** EOPNOTSUPP."""
+        raise _fail(errno.EOPNOTSUPP)
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def sendto(self, req: Request) -> None:
+        """sendto(2): the kernel of this host can be sent to, and nobody else."""
+        _check_destination(*_name(req, req.args[4], req.args[5]))
+
+    def sendmsg(self, req: Request) -> None:
+        """sendmsg(2)."""
+        self._check_message(req, req.args[1])
+
+    def sendmmsg(self, req: Request) -> None:
+        """sendmmsg(2)."""
+        for index in range(min(req.args[2] & 0xFFFFFFFF, _IOV_MAX)):
+            self._check_message(req, req.args[1] + index * _MMSGHDR_SIZE)
+
+    def _check_message(self, req: Request, at: int) -> None:
+        name, size, *_ = _MSGHDR.unpack(req.read(at, _MSGHDR.size))
+        if name and size:
+            _check_destination(*_name(req, name, size))
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def recvfrom(self, req: Request) -> Reply:
+        """recvfrom(2) with room for an address."""
+        _, buffer, size, flags, name, name_size = req.args
+
+        def give(data: bytes) -> Reply:
+            req.write(buffer, data[:size])
+            _put_name(req, name, name_size, 0, 0)
+            whole = len(data) if flags & socket.MSG_TRUNC else min(len(data), size)
+            return Reply.value(whole)
+
+        return self._receive(req, flags & 0xFFFFFFFF, give)
+
+    def recvmsg(self, req: Request) -> Reply:
+        """recvmsg(2)."""
+        _, at, flags, *_ = req.args
+        head = req.read(at, _MSGHDR.size)
+        return self._receive(req, flags & 0xFFFFFFFF, lambda data: self._give(req, at, head, flags, data))
+
+    def recvmmsg(self, req: Request) -> Reply:
+        """recvmmsg(2): one message, which is allowed."""
+        at, count, flags = req.args[1:4]
+        if not count:
+            return Reply.value(0)
+        head = req.read(at, _MSGHDR.size)
+
+        def give(data: bytes) -> Reply:
+            size = self._give(req, at, head, flags, data).number
+            req.write(at + _MSGHDR.size, struct.pack("=I", size))
+            return Reply.value(1)
+
+        return self._receive(req, flags & 0xFFFFFFFF, give)
+
+    def _give(self, req: Request, at: int, head: bytes, flags: int, data: bytes) -> Reply:
+        """Fill in what a msghdr points to, and the msghdr."""
+        name, name_size, vector, count, control, room, _ = _MSGHDR.unpack(head)
+        if count > _IOV_MAX:
+            raise _fail(errno.EMSGSIZE)
+        done = 0
+        for base, size in _IOVEC.iter_unpack(req.read(vector, count * _IOVEC.size)):
+            if done >= len(data):
+                break
+            req.write(base, data[done : done + size])
+            done += min(size, len(data) - done)
+        shown = 0
+        if name:
+            req.write(name, _NAME.pack(socket.AF_NETLINK, 0, 0)[:name_size])
+            shown = _NAME.size
+        told = socket.MSG_TRUNC if done < len(data) else 0
+        extra = b""
+        if self._options.get("pktinfo"):
+            extra = _CMSG.pack(_CMSG.size, SOL_NETLINK, _PKTINFO, 0)
+            if room < len(extra):
+                extra, told = b"", told | socket.MSG_CTRUNC
+        req.write(control, extra)
+        req.write(at, _MSGHDR.pack(name, shown, vector, count, control, len(extra), told))
+        return Reply.value(len(data) if flags & socket.MSG_TRUNC else done)
+
+    def _receive(self, req: Request, flags: int, give: Callable[[bytes], Reply]) -> Reply:
+        """Give the next datagram when there is one."""
+        copy = socket.socket(fileno=req.getfd(_signed(req.args[0])))
+        no_wait = flags & socket.MSG_DONTWAIT or fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_NONBLOCK
+        peek = flags & socket.MSG_PEEK
+
+        def attempt() -> Reply | None:
+            try:
+                look = socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT
+                size = copy.recv_into(bytearray(1), 1, look)
+                return give(copy.recv(max(size, 1), peek | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return None
+
+        try:
+            reply = attempt()
+        except OSError:
+            copy.close()
+            raise
+        if reply is not None or no_wait:
+            copy.close()
+            return reply or Reply.error(errno.EAGAIN)
+        return wait(
+            self._server.vm, req, copy.fileno(), select.POLLIN, attempt,
+            lambda: Reply.error(ERESTARTSYS), copy.close,
+        )  # fmt: skip
+
+    # --- options ---------------------------------------------------------------------------------
+
+    def setsockopt(self, req: Request) -> Reply | None:
+        """setsockopt(2)."""
+        _, level, option, at, size, _ = req.args
+        if level != SOL_NETLINK:
+            return None
+        if _signed(size) < 4:
+            raise _fail(errno.EINVAL)
+        value = struct.unpack("=I", req.read(at, 4))[0]
+        if option in (_ADD, _DROP):
+            if not 0 < value <= _GROUPS_MAX:
+                raise _fail(errno.EINVAL)
+            with self._lock:
+                self._autobind()
+                (self.session.groups.add if option == _ADD else self.session.groups.discard)(value)
+            return Reply.value(0)
+        name = _SWITCHES.get(option)
+        if name is None:
+            raise _fail(errno.ENOPROTOOPT)
+        self._options[name] = int(bool(value))
+        if hasattr(self.session, name):
+            setattr(self.session, name, bool(value))
+        return Reply.value(0)
+
+    def getsockopt(self, req: Request) -> Reply | None:
+        """getsockopt(2)."""
+        _, level, option, at, size_at, _ = req.args
+        (room,) = struct.unpack("=i", req.read(size_at, 4))
+        if level == socket.SOL_SOCKET:
+            own = {_SO_TYPE: self.kind, _SO_PROTOCOL: self.protocol, _SO_DOMAIN: self.family}
+            if option not in own:
+                return None
+            data = struct.pack("=I", own[option])
+        elif level != SOL_NETLINK:
+            raise _fail(errno.ENOPROTOOPT)
+        elif option == _LIST:
+            bits = sum(1 << group - 1 for group in self.session.groups)
+            data = bits.to_bytes(_GROUPS_MAX // 8, "little")
+        elif option in _SWITCHES:
+            data = struct.pack("=I", self._options.get(_SWITCHES[option], 0))
+            if room < len(data):
+                raise _fail(errno.EINVAL)
+        else:
+            raise _fail(errno.ENOPROTOOPT)
+        if room < 0:
+            raise _fail(errno.EINVAL)
+        req.write(at, data[:room])
+        shown = len(data) if level == SOL_NETLINK else min(room, len(data))
+        req.write(size_at, struct.pack("=i", shown))
+        return Reply.value(0)
+
+    def gone(self) -> None:
+        """No process has it."""
+        self._server.drop(self)
+
+
+class Netlink:
+    """The netlink sockets of one stack, all about one `NetState`."""
+
+    def __init__(
+        self, vm: Any, stack: NetworkStack, state: NetState,
+        sockets: Callable[[], Iterable[InetSocket]] = lambda: (),
+    ) -> None:  # fmt: skip
+        """`sockets()`: what `ss` shows."""
+        self.vm, self.stack, self.state = vm, stack, state
+        self._make: dict[int, Callable[[], Session]] = {
+            ROUTE: lambda: RouteSession(state, os.getuid()),
+            SOCK_DIAG: lambda: DiagSession(sockets),
+            UEVENT: _Silent,
+        }
+        self._open: dict[int, NetlinkSocket] = {}
+        self.lock = state.lock  # one for all, as notifications go from one socket to another
+        self._poll: select.epoll | None = None
+        self._end = -1
+        self._high = itertools.count(1)
+
+    def socket(self, req: Request, kind: int, protocol: int) -> Made:
+        """socket(AF_NETLINK, …). **Errors** EINVAL, ESOCKTNOSUPPORT, EPROTONOSUPPORT."""
+        plain = kind & 0xF
+        if plain not in (socket.SOCK_RAW, socket.SOCK_DGRAM):
+            raise _fail(errno.ESOCKTNOSUPPORT)
+        make = self._make.get(protocol)
+        if make is None:
+            raise _fail(errno.EPROTONOSUPPORT)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        theirs.setblocking(not kind & socket.SOCK_NONBLOCK)
+        sock = NetlinkSocket(self, plain, protocol, make(), ours)
+        sock.tgid = self.vm.procs.tgid(req.tid)
+        self._add(sock)
+        return Made(theirs.detach(), sock)
+
+    def port(self, wanted: int, exactly: bool = False) -> int:
+        """A port that no socket of the stack has, `wanted` if possible. **Errors** EADDRINUSE."""
+        with self.lock:
+            taken = {sock.session.portid for sock in self._open.values()}
+            if wanted not in taken:
+                return wanted
+            if exactly:
+                raise _fail(errno.EADDRINUSE)
+            return next(p for n in self._high if (p := 0xFFFFF000 - n) not in taken)
+
+    def _add(self, sock: NetlinkSocket) -> None:
+        with self.lock:
+            if self._poll is None:
+                self._poll = select.epoll()
+                self._end = os.eventfd(0, os.EFD_CLOEXEC)
+                self._poll.register(self._end, select.EPOLLIN)
+                threading.Thread(
+                    target=self._loop, args=(self._poll, self._end), daemon=True, name="umvm-netlink"
+                ).start()
+            self._open[sock.end.fileno()] = sock
+            self._poll.register(sock.end, select.EPOLLIN)
+
+    def watch(self, sock: NetlinkSocket) -> None:
+        """Look for room too while something waits to be sent."""
+        with self.lock:
+            if self._poll is not None and sock.end.fileno() in self._open:
+                self._poll.modify(
+                    sock.end, select.EPOLLIN | (select.EPOLLOUT if sock.waiting else 0)
+                )
+
+    def drop(self, sock: NetlinkSocket) -> None:
+        """A socket is gone."""
+        with self.lock:
+            if self._open.pop(sock.end.fileno(), None) is not None and self._poll is not None:
+                self._poll.unregister(sock.end)
+        sock.close()
+
+    def close(self) -> None:
+        """The stack is unloaded."""
+        with self.lock:
+            for sock in list(self._open.values()):
+                self.drop(sock)
+            if self._poll is not None:
+                os.eventfd_write(self._end, 1)  # the thread ends, and closes both
+                self._poll = None
+
+    def _loop(self, poll: select.epoll, end: int) -> None:
+        while True:
+            for fd, events in poll.poll():
+                if fd == end:
+                    poll.close()
+                    os.close(end)
+                    return
+                sock = self._open.get(fd)
+                if sock is None:
+                    continue
+                if events & select.EPOLLOUT:
+                    sock.flush()
+                if not sock.serve() or events & select.EPOLLHUP:
+                    self.drop(sock)
+
+
+def _fail(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _signed(number: int) -> int:
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number & 0x80000000 else number
+
+
+def _hung_up(end: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(end, select.POLLIN)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _name(req: Request, at: int, size: int) -> tuple[int, int]:
+    """Port and groups of a sockaddr_nl. **Errors** EINVAL, EFAULT."""
+    if _signed(size) < _NAME.size:
+        raise _fail(errno.EINVAL)
+    family, pid, groups = _NAME.unpack(req.read(at, _NAME.size))
+    if family != socket.AF_NETLINK:
+        raise _fail(errno.EINVAL)
+    return pid, groups
+
+
+def _check_destination(pid: int, groups: int) -> None:
+    if groups:
+        raise _fail(errno.EPERM)
+    if pid:
+        raise _fail(errno.ECONNREFUSED)
+
+
+def _put_name(req: Request, at: int, size_at: int, pid: int, groups: int) -> None:
+    """Write a sockaddr_nl as far as there is room for it, and its size."""
+    if not at:
+        return
+    (room,) = struct.unpack("=i", req.read(size_at, 4))
+    if room < 0:
+        raise _fail(errno.EINVAL)
+    req.write(at, _NAME.pack(socket.AF_NETLINK, pid, groups)[:room])
+    req.write(size_at, struct.pack("=i", _NAME.size))
