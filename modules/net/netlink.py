@@ -10,32 +10,36 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any
 
 from . import netlink_codec as codec
 from . import netlink_routes as routes
+from .netlink_lists import LISTS
 from .netlink_state import (
+    NetState,
+)
+from .netlink_things import (
     IFA_F_PERMANENT,
     IFF_BROADCAST,
     IFF_NOARP,
     IFF_UP,
     IP,
     LOCAL,
+    RTNH_ONLINK,
     SCOPE_NOWHERE,
     Address,
     Event,
     Link,
     Neighbour,
     NetlinkError,
-    NetState,
     Network,
     Route,
     Rule,
     Thing,
-)  # fmt: skip
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,8 @@ GROUPS = {
 }  # fmt: skip
 """RTNLGRP_…: who hears of changes of what, by message group and address family."""
 _GET, _SET, _DEL = 2, 3, 1
-_F_CLONED, _F_FIB_MATCH, _RTCF_LOCAL = 0x200, 0x2000, 0x80000000
-_BITS = {AF_INET: 32, AF_INET6: 128}
+_F_CLONED, _F_LOOKED_UP, _F_FIB_MATCH, _RTCF_LOCAL = 0x200, 0x1000, 0x2000, 0x80000000
+_BITS: dict[int, int] = {AF_INET: 32, AF_INET6: 128}
 _EMPTY_DUMPS = {38, 42, 46, 82, 90, 94}
 """RTM_GETQDISC, GETTCLASS, GETTFILTER, GETNETCONF, GETNSID, GETSTATS: there are none."""
 _RTM_MAX = 123
@@ -127,7 +131,11 @@ class RouteSession:
                 return True
             raise NetlinkError(errno.EOPNOTSUPP)
         if dump:
-            self._dump(group, header, body, answer)
+            try:
+                self._dump(group, header, body, answer)
+            except NetlinkError as error:
+                number, text = error.errno or errno.EINVAL, error.text if self.extended else ""
+                answer.append(codec.done(header.seq, self.portid, number, text))
             return True
         fields = codec.parse(group, body)
         if operation == _GET:
@@ -150,14 +158,19 @@ class RouteSession:
         return False
 
     def _encode(self, thing: Thing, header: codec.Header, flags: int, more: int = 0) -> bytes:
-        if isinstance(thing, Route) and more:
-            fields, attrs = codec.describe(thing)
-            attrs += [("RTA_UID", self.uid)]
+        """`more`: flags of a route that was asked for by destination."""
+        if not more:
+            return codec.encode(thing, False, flags, header.seq, self.portid)
+        fields, attrs = codec.describe(thing)
+        if more & _F_CLONED:
             fields["flags"] = more
-            return codec.message(
-                codec.ROUTE, fields, attrs, codec.ROUTE, flags, header.seq, self.portid
-            )
-        return codec.encode(thing, False, flags, header.seq, self.portid)
+            attrs += [("RTA_UID", self.uid)]
+        else:
+            fields["src_len"] = _BITS[AF_INET6]
+            attrs += [("RTA_SRC", "::")]
+        return codec.message(
+            codec.ROUTE, fields, attrs, codec.ROUTE, flags, header.seq, self.portid
+        )
 
     # --- dumps -----------------------------------------------------------------------------------
 
@@ -170,7 +183,7 @@ class RouteSession:
         else:
             fields = codec.parse(group, body, self.strict)
         with self.state.lock:
-            things = list(_LISTS[group](self.state, fields, self.strict))
+            things = list(LISTS[group](self.state, fields, self.strict))
         piece = b""
         for thing in things:
             text = self._encode(thing, header, codec.F_MULTI)
@@ -196,14 +209,21 @@ class RouteSession:
         return self.state.link(fields["index"], name)
 
     def set_link(self, fields: codec.Fields, flags: int) -> None:
-        """RTM_NEWLINK and RTM_SETLINK."""
+        """RTM_SETLINK."""
+        self._change(self._link(fields), fields, flags)
+
+    def new_link(self, fields: codec.Fields, flags: int) -> None:
+        """RTM_NEWLINK: make a link, or change the one there is."""
         try:
-            link = self._link(fields)
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV or not flags & routes.NLM_F_CREATE:
+            link = self.state.link(fields["index"], fields.get("name") or "")
+        except NetlinkError:
+            if not flags & routes.NLM_F_CREATE:
                 raise
             self._create(fields)
-            return
+        else:
+            self._change(link, fields, flags)
+
+    def _change(self, link: Link, fields: codec.Fields, flags: int) -> None:
         if flags & routes.NLM_F_EXCL:
             raise NetlinkError(errno.EEXIST)
         if fields.given & {"net_ns_pid", "net_ns_fd"} or fields.get("master"):
@@ -288,6 +308,8 @@ class RouteSession:
         if fields["flags"] & _F_FIB_MATCH:
             return self.state.lookup(address, fields.get("oif") or 0, fields.get("src")), 0
         route = routes.route_to(self.state, address, fields.get("oif") or 0, fields.get("src"))
+        if route.family == AF_INET6:
+            return route, _F_LOOKED_UP
         return route, _F_CLONED | (_RTCF_LOCAL if route.kind == LOCAL else 0)
 
     def _route(self, fields: codec.Fields) -> Route:
@@ -306,7 +328,7 @@ class RouteSession:
             fields["protocol"],
             fields.get("metric") or 0,
             fields["tos"],
-            fields["flags"] & routes.RTNH_ONLINK,
+            fields["flags"] & RTNH_ONLINK,
         )
 
     def add_route(self, fields: codec.Fields, flags: int) -> None:
@@ -357,8 +379,8 @@ class RouteSession:
             family,
             fields.get("priority") or 0,
             fields.get("all_table") or fields["table"],
-            _network(fields["src"], fields["src_len"], family) if fields["src_len"] and "src" in fields else None,
-            _network(fields["dst"], fields["dst_len"], family) if fields["dst_len"] and "dst" in fields else None,
+            _selector(fields, "src", family),
+            _selector(fields, "dst", family),
             fields.get("iif") or "",
             fields.get("oif") or "",
             fields.get("mark") or 0,
@@ -379,7 +401,9 @@ class RouteSession:
     def delete_rule(self, fields: codec.Fields, flags: int) -> None:
         """RTM_DELRULE."""
         rule = self._rule(fields)
-        given = {name for name in ("src", "dst", "iif", "oif", "mark", "tos") if getattr(rule, name)}
+        given = {
+            name for name in ("src", "dst", "iif", "oif", "mark", "tos") if getattr(rule, name)
+        }
         given |= {name for name in ("priority",) if "priority" in fields.given}
         given |= {name for name in ("table", "action", "protocol") if getattr(rule, name)}
         routes.remove_rule(self.state, rule, frozenset(given))
@@ -401,6 +425,12 @@ def _network(address: IP | None, bits: int, family: int) -> Network:
         raise NetlinkError(errno.EINVAL, "Invalid prefix for given prefix length") from None
 
 
+def _selector(fields: codec.Fields, name: str, family: int) -> Network | None:
+    """A rule's source or destination; None: any."""
+    bits = fields[f"{name}_len"]
+    return _network(fields[name], bits, family) if bits and name in fields.given else None
+
+
 def _link_values(link: Link, fields: codec.Fields) -> dict[str, Any]:
     """What RTM_SETLINK changes beside flags. **Errors** EINVAL."""
     values: dict[str, Any] = {}
@@ -414,67 +444,13 @@ def _link_values(link: Link, fields: codec.Fields) -> dict[str, Any]:
     if "address" in values:
         values["address"] = values["address"][:6]
     if not _MTU_MIN <= values.get("mtu", link.mtu) <= max(_MTU_MAX, link.mtu):
-        less = "less than device minimum" if values["mtu"] < _MTU_MIN else "greater than device maximum"
+        less = (
+            "less than device minimum"
+            if values["mtu"] < _MTU_MIN
+            else "greater than device maximum"
+        )
         raise NetlinkError(errno.EINVAL, f"mtu {less}")
     return values
-
-
-# --- what there is, for dumps, in the kernel's order ----------------------------------------------
-
-
-def _links(state: NetState, fields: codec.Fields, strict: bool) -> Iterable[Thing]:
-    if fields["family"] == 7:  # AF_BRIDGE
-        return []
-    kind = fields.get("info")
-    found = [link for link in state.links.values() if kind is None or link.kind == kind]
-    return [] if fields.get("master") else sorted(found, key=lambda link: link.index)
-
-
-def _addresses(state: NetState, fields: codec.Fields, strict: bool) -> Iterable[Thing]:
-    index = fields["index"] if strict else 0
-    if index:
-        state.link(index)
-    found = [a for a in state.addresses if fields["family"] in (0, a.family)]
-    found = [a for a in found if index in (0, a.index)]
-    return sorted(
-        found,
-        key=lambda a: (
-            a.family, a.index, a.flags & 1 if a.family == AF_INET else 0,
-            a.scope if a.family == AF_INET6 else 0,
-        ),
-    )  # fmt: skip
-
-
-def _routes(state: NetState, fields: codec.Fields, strict: bool) -> Iterable[Thing]:
-    found = [r for r in state.routes if fields["family"] in (0, r.family)]
-    if strict:
-        table = fields.get("all_table") or fields["table"]
-        for name, value in (
-            ("table", table), ("protocol", fields["protocol"]), ("kind", fields["kind"]),
-            ("oif", fields.get("oif")),
-        ):  # fmt: skip
-            found = [r for r in found if not value or getattr(r, name) == value]
-    return sorted(
-        found, key=lambda r: (r.family, r.table, int(r.net.network_address), r.net.prefixlen, r.metric)
-    )
-
-
-def _neighbours(state: NetState, fields: codec.Fields, strict: bool) -> Iterable[Thing]:
-    if fields.get("flags", 0) & 8:
-        return []
-    index = fields.get("if_index") or 0
-    found = [n for n in state.neighbours if fields["family"] in (0, n.family)]
-    return [n for n in found if index in (0, n.index)]
-
-
-def _rules(state: NetState, fields: codec.Fields, strict: bool) -> Iterable[Thing]:
-    return [r for r in state.rules if fields["family"] in (0, r.family)]
-
-
-_LISTS: dict[int, Callable[[NetState, codec.Fields, bool], Iterable[Thing]]] = {
-    codec.LINK: _links, codec.ADDR: _addresses, codec.ROUTE: _routes, codec.NEIGH: _neighbours,
-    codec.RULE: _rules,
-}  # fmt: skip
 
 
 def _no_single(session: RouteSession, fields: codec.Fields) -> tuple[Thing, int]:
@@ -487,10 +463,11 @@ _GETTERS: dict[int, Callable[[RouteSession, codec.Fields], tuple[Thing, int]]] =
     codec.RULE: _no_single,
 }  # fmt: skip
 _CHANGES: dict[tuple[int, int], Callable[[RouteSession, codec.Fields, int], None]] = {
-    (codec.LINK, 0): RouteSession.set_link, (codec.LINK, _SET): RouteSession.set_link,
+    (codec.LINK, 0): RouteSession.new_link, (codec.LINK, _SET): RouteSession.set_link,
     (codec.LINK, _DEL): RouteSession.delete_link,
     (codec.ADDR, 0): RouteSession.add_address, (codec.ADDR, _DEL): RouteSession.delete_address,
     (codec.ROUTE, 0): RouteSession.add_route, (codec.ROUTE, _DEL): RouteSession.delete_route,
-    (codec.NEIGH, 0): RouteSession.add_neighbour, (codec.NEIGH, _DEL): RouteSession.delete_neighbour,
+    (codec.NEIGH, 0): RouteSession.add_neighbour,
+    (codec.NEIGH, _DEL): RouteSession.delete_neighbour,
     (codec.RULE, 0): RouteSession.add_rule, (codec.RULE, _DEL): RouteSession.delete_rule,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
-from .netlink_state import (
+from .netlink_things import (
     FOREVER,
     IP,
     Address,
@@ -26,7 +26,7 @@ from .netlink_state import (
     Route,
     Rule,
     Thing,
-)  # fmt: skip
+)
 
 NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE = 1, 2, 3
 F_REQUEST, F_MULTI, F_ACK, F_ECHO, F_ROOT, F_MATCH = 1, 2, 4, 8, 0x100, 0x200
@@ -139,7 +139,7 @@ def split(data: bytes) -> list[tuple[Header, bytes]]:
 
 
 def attributes(data: bytes, strict: bool = False) -> dict[int, bytes]:
-    """Attributes by number; of equal ones the last. **Errors** EINVAL: bytes are left, if strict."""
+    """Attributes by number; of equal ones the last. **Errors** EINVAL: a rest, if strict."""
     found: dict[int, bytes] = {}
     at = 0
     while len(data) - at >= _ATTR.size:
@@ -220,7 +220,12 @@ def _classes() -> dict[int, Any]:
     from pyroute2.netlink.rtnl.ndmsg import ndmsg
     from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-    return {LINK: ifinfmsg, ADDR: ifaddrmsg, ROUTE: rtmsg, NEIGH: ndmsg, RULE: fibmsg}
+    class route(rtmsg):  # type: ignore[misc]
+        """With the attributes that pyroute2 doesn't know yet."""
+
+        nla_map = (*rtmsg.nla_map, ("RTA_PAD", "none"), ("RTA_UID", "uint32"))
+
+    return {LINK: ifinfmsg, ADDR: ifaddrmsg, ROUTE: route, NEIGH: ndmsg, RULE: fibmsg}
 
 
 def message(group: int, fields: Mapping[str, object], attrs: Sequence[tuple[str, object]],
@@ -280,8 +285,9 @@ def _link(link: Link) -> _Described:
             ("IFLA_MIN_MTU", 0), ("IFLA_MAX_MTU", 0), ("IFLA_GROUP", link.group),
             ("IFLA_PROMISCUITY", 0), ("IFLA_NUM_TX_QUEUES", 1), ("IFLA_GSO_MAX_SEGS", 65535),
             ("IFLA_GSO_MAX_SIZE", 65536), ("IFLA_NUM_RX_QUEUES", 1),
-            ("IFLA_CARRIER", int(works)), ("IFLA_QDISC", "noqueue" if link.up else "noop"),
-            ("IFLA_CARRIER_CHANGES", 0), ("IFLA_PROTO_DOWN", 0), ("IFLA_IFALIAS", link.alias or None),
+            ("IFLA_CARRIER", int(works)), ("IFLA_QDISC", link.qdisc),
+            ("IFLA_CARRIER_CHANGES", 0), ("IFLA_PROTO_DOWN", 0),
+            ("IFLA_IFALIAS", link.alias or None),
             ("IFLA_ADDRESS", _mac(link.address)), ("IFLA_BROADCAST", _mac(link.broadcast)),
             ("IFLA_STATS64", stats), ("IFLA_STATS", stats), ("IFLA_LINKINFO", info),
         ],
@@ -313,7 +319,8 @@ def _route(route: Route) -> _Described:
          "table": route.table if route.table < 256 else 252, "proto": route.protocol,
          "scope": route.scope, "type": route.kind, "flags": route.flags},
         [
-            ("RTA_TABLE", route.table), ("RTA_DST", str(route.net.network_address) if bits else None),
+            ("RTA_TABLE", route.table),
+            ("RTA_DST", str(route.net.network_address) if bits else None),
             ("RTA_PREFSRC", str(route.prefsrc) if route.prefsrc else None),
             ("RTA_GATEWAY", str(route.gateway) if route.gateway else None),
             ("RTA_OIF", route.oif or None),
@@ -371,6 +378,12 @@ def error(request: bytes, header: Header, number: int, text: str, pid: int, *,
     return HEADER.pack(HEADER.size + len(body), NLMSG_ERROR, flags, header.seq, pid) + body
 
 
-def done(seq: int, pid: int, flags: int = 0) -> bytes:
-    """The end of a dump."""
-    return HEADER.pack(HEADER.size + 4, NLMSG_DONE, F_MULTI | flags, seq, pid) + bytes(4)
+def done(seq: int, pid: int, number: int = 0, text: str = "") -> bytes:
+    """The end of a dump; with an error it was cut short."""
+    body = struct.pack("=i", -number)
+    flags = F_MULTI
+    if text:
+        flags |= F_ACK_TLVS
+        data = text.encode() + b"\0"
+        body += _ATTR.pack(len(data) + _ATTR.size, 1) + data
+    return HEADER.pack(HEADER.size + len(body), NLMSG_DONE, flags, seq, pid) + body

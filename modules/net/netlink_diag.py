@@ -13,7 +13,10 @@ from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
 from . import netlink_codec as codec
-from .netlink_state import IP, NetlinkError
+from .netlink_things import (
+    IP,
+    NetlinkError,
+)
 
 SOCK_DIAG_BY_FAMILY = 20
 ESTABLISHED, SYN_SENT, CLOSE, LISTEN = 1, 2, 7, 10

@@ -12,21 +12,23 @@ from ipaddress import ip_network
 from socket import AF_INET
 
 from .netlink_state import (
+    NetState,
+)
+from .netlink_things import (
     IP,
     LOCAL,
+    LOOPBACK,
     METRIC_USER,
     RTNH_ONLINK,
     SCOPE_LINK,
-    TABLE_LOCAL,
     TABLE_MAIN,
     UNICAST,
     Event,
     Neighbour,
     NetlinkError,
-    NetState,
     Route,
     Rule,
-)  # fmt: skip
+)
 
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 _WITH_HOP = (UNICAST, LOCAL, 3, 4, 5)
@@ -36,7 +38,7 @@ KIND_MAX = 9
 
 
 def add_route(state: NetState, route: Route, flags: int) -> None:
-    """RTM_NEWROUTE. **Errors** EEXIST, ENOENT, ENETUNREACH, EHOSTUNREACH, ENETDOWN, ENODEV, EINVAL."""
+    """RTM_NEWROUTE. **Errors** EEXIST, ENOENT, ENETUNREACH, ENETDOWN, ENODEV, EINVAL."""
     with state.lock:
         route = _checked(state, route)
         v4 = route.family == AF_INET
@@ -128,18 +130,19 @@ def route_to(state: NetState, address: IP, oif: int, src: IP | None) -> Route:
     if src is not None and not state.has(src):
         raise NetlinkError(errno.EINVAL)
     route = state.lookup(address, oif, src)
-    table = TABLE_LOCAL if route.kind == LOCAL else TABLE_MAIN
-    return replace(
-        route, net=ip_network(address), prefsrc=src or state.source(route, address), table=table,
-        scope=0, protocol=0, metric=0,
-    )  # fmt: skip
+    source = src or state.source(route, address)
+    route = replace(route, net=ip_network(address), prefsrc=source)
+    if route.family != AF_INET:
+        return route
+    out = LOOPBACK if route.kind == LOCAL else route.oif
+    return replace(route, oif=out, table=TABLE_MAIN, scope=0, protocol=0, metric=0)
 
 
 # --- rules ----------------------------------------------------------------------------------------
 
 
 def add_rule(state: NetState, rule: Rule, priority: int | None, flags: int) -> None:
-    """RTM_NEWRULE; without priority it comes before the first rule that isn't 0. **Errors** EEXIST."""
+    """RTM_NEWRULE; without priority it comes before the first that isn't 0. **Errors** EEXIST."""
     with state.lock:
         if priority is None:
             own = sorted(r.priority for r in state.rules if r.family == rule.family)

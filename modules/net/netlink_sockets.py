@@ -23,11 +23,15 @@ from typing import Any, Protocol
 
 from umvm import Reply, Request
 from umvm.interfaces.network import Made, NetworkStack, Socket
+from umvm.syscalls.context import signed
 from umvm.syscalls.waiting import ERESTARTSYS, wait
+from umvm.vfs.permission import fail
 
 from .netlink import RouteSession
 from .netlink_diag import DiagSession, InetSocket
-from .netlink_state import NetState
+from .netlink_state import (
+    NetState,
+)
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +153,7 @@ class NetlinkSocket(Socket):
         with self._lock:
             if self.session.portid:
                 if pid != self.session.portid:
-                    raise _fail(errno.EINVAL)
+                    raise fail(errno.EINVAL)
             elif pid:
                 self.session.portid = self._server.port(pid, exactly=True)
             else:
@@ -160,9 +164,9 @@ class NetlinkSocket(Socket):
 
     def connect(self, req: Request) -> Reply:
         """connect(2): who is sent to without an address."""
-        size = _signed(req.args[2])
+        size = signed(req.args[2])
         if size < 2:
-            raise _fail(errno.EINVAL)
+            raise fail(errno.EINVAL)
         if struct.unpack("=H", req.read(req.args[1], 2))[0] == socket.AF_UNSPEC:
             self._peer = 0, 0
             return Reply.value(0)
@@ -184,15 +188,15 @@ class NetlinkSocket(Socket):
 
     def listen(self, req: Request) -> Reply:
         """**Errors** EOPNOTSUPP, as accept and shutdown."""
-        raise _fail(errno.EOPNOTSUPP)
+        raise fail(errno.EOPNOTSUPP)
 
     def accept(self, req: Request, flags: int) -> Reply:
         """**Errors** EOPNOTSUPP."""
-        raise _fail(errno.EOPNOTSUPP)
+        raise fail(errno.EOPNOTSUPP)
 
     def shutdown(self, req: Request) -> Reply:
         """**Errors** EOPNOTSUPP."""
-        raise _fail(errno.EOPNOTSUPP)
+        raise fail(errno.EOPNOTSUPP)
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -232,7 +236,9 @@ class NetlinkSocket(Socket):
         """recvmsg(2)."""
         _, at, flags, *_ = req.args
         head = req.read(at, _MSGHDR.size)
-        return self._receive(req, flags & 0xFFFFFFFF, lambda data: self._give(req, at, head, flags, data))
+        return self._receive(
+            req, flags & 0xFFFFFFFF, lambda data: self._give(req, at, head, flags, data)
+        )
 
     def recvmmsg(self, req: Request) -> Reply:
         """recvmmsg(2): one message, which is allowed."""
@@ -252,7 +258,7 @@ class NetlinkSocket(Socket):
         """Fill in what a msghdr points to, and the msghdr."""
         name, name_size, vector, count, control, room, _ = _MSGHDR.unpack(head)
         if count > _IOV_MAX:
-            raise _fail(errno.EMSGSIZE)
+            raise fail(errno.EMSGSIZE)
         done = 0
         for base, size in _IOVEC.iter_unpack(req.read(vector, count * _IOVEC.size)):
             if done >= len(data):
@@ -275,7 +281,7 @@ class NetlinkSocket(Socket):
 
     def _receive(self, req: Request, flags: int, give: Callable[[bytes], Reply]) -> Reply:
         """Give the next datagram when there is one."""
-        copy = socket.socket(fileno=req.getfd(_signed(req.args[0])))
+        copy = socket.socket(fileno=req.getfd(signed(req.args[0])))
         no_wait = flags & socket.MSG_DONTWAIT or fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_NONBLOCK
         peek = flags & socket.MSG_PEEK
 
@@ -307,19 +313,17 @@ class NetlinkSocket(Socket):
         _, level, option, at, size, _ = req.args
         if level != SOL_NETLINK:
             return None
-        if _signed(size) < 4:
-            raise _fail(errno.EINVAL)
-        value = struct.unpack("=I", req.read(at, 4))[0]
+        value = struct.unpack("=I", req.read(at, 4))[0] if signed(size) >= 4 else 0
         if option in (_ADD, _DROP):
             if not 0 < value <= _GROUPS_MAX:
-                raise _fail(errno.EINVAL)
+                raise fail(errno.EINVAL)
             with self._lock:
                 self._autobind()
                 (self.session.groups.add if option == _ADD else self.session.groups.discard)(value)
             return Reply.value(0)
         name = _SWITCHES.get(option)
         if name is None:
-            raise _fail(errno.ENOPROTOOPT)
+            raise fail(errno.ENOPROTOOPT)
         self._options[name] = int(bool(value))
         if hasattr(self.session, name):
             setattr(self.session, name, bool(value))
@@ -335,18 +339,18 @@ class NetlinkSocket(Socket):
                 return None
             data = struct.pack("=I", own[option])
         elif level != SOL_NETLINK:
-            raise _fail(errno.ENOPROTOOPT)
+            raise fail(errno.ENOPROTOOPT)
         elif option == _LIST:
             bits = sum(1 << group - 1 for group in self.session.groups)
             data = bits.to_bytes(_GROUPS_MAX // 8, "little")
         elif option in _SWITCHES:
             data = struct.pack("=I", self._options.get(_SWITCHES[option], 0))
             if room < len(data):
-                raise _fail(errno.EINVAL)
+                raise fail(errno.EINVAL)
         else:
-            raise _fail(errno.ENOPROTOOPT)
+            raise fail(errno.ENOPROTOOPT)
         if room < 0:
-            raise _fail(errno.EINVAL)
+            raise fail(errno.EINVAL)
         req.write(at, data[:room])
         shown = len(data) if level == SOL_NETLINK else min(room, len(data))
         req.write(size_at, struct.pack("=i", shown))
@@ -381,10 +385,10 @@ class Netlink:
         """socket(AF_NETLINK, …). **Errors** EINVAL, ESOCKTNOSUPPORT, EPROTONOSUPPORT."""
         plain = kind & 0xF
         if plain not in (socket.SOCK_RAW, socket.SOCK_DGRAM):
-            raise _fail(errno.ESOCKTNOSUPPORT)
+            raise fail(errno.ESOCKTNOSUPPORT)
         make = self._make.get(protocol)
         if make is None:
-            raise _fail(errno.EPROTONOSUPPORT)
+            raise fail(errno.EPROTONOSUPPORT)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         theirs.setblocking(not kind & socket.SOCK_NONBLOCK)
@@ -400,7 +404,7 @@ class Netlink:
             if wanted not in taken:
                 return wanted
             if exactly:
-                raise _fail(errno.EADDRINUSE)
+                raise fail(errno.EADDRINUSE)
             return next(p for n in self._high if (p := 0xFFFFF000 - n) not in taken)
 
     def _add(self, sock: NetlinkSocket) -> None:
@@ -410,7 +414,10 @@ class Netlink:
                 self._end = os.eventfd(0, os.EFD_CLOEXEC)
                 self._poll.register(self._end, select.EPOLLIN)
                 threading.Thread(
-                    target=self._loop, args=(self._poll, self._end), daemon=True, name="umvm-netlink"
+                    target=self._loop,
+                    args=(self._poll, self._end),
+                    daemon=True,
+                    name="umvm-netlink",
                 ).start()
             self._open[sock.end.fileno()] = sock
             self._poll.register(sock.end, select.EPOLLIN)
@@ -455,15 +462,6 @@ class Netlink:
                     self.drop(sock)
 
 
-def _fail(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-def _signed(number: int) -> int:
-    number &= 0xFFFFFFFF
-    return number - (1 << 32) if number & 0x80000000 else number
-
-
 def _hung_up(end: socket.socket) -> bool:
     poll = select.poll()
     poll.register(end, select.POLLIN)
@@ -472,19 +470,17 @@ def _hung_up(end: socket.socket) -> bool:
 
 def _name(req: Request, at: int, size: int) -> tuple[int, int]:
     """Port and groups of a sockaddr_nl. **Errors** EINVAL, EFAULT."""
-    if _signed(size) < _NAME.size:
-        raise _fail(errno.EINVAL)
+    if signed(size) < _NAME.size:
+        raise fail(errno.EINVAL)
     family, pid, groups = _NAME.unpack(req.read(at, _NAME.size))
     if family != socket.AF_NETLINK:
-        raise _fail(errno.EINVAL)
+        raise fail(errno.EINVAL)
     return pid, groups
 
 
 def _check_destination(pid: int, groups: int) -> None:
-    if groups:
-        raise _fail(errno.EPERM)
-    if pid:
-        raise _fail(errno.ECONNREFUSED)
+    if groups or pid:  # only root may try to reach another process
+        raise fail(errno.EPERM if groups or os.geteuid() else errno.ECONNREFUSED)
 
 
 def _put_name(req: Request, at: int, size_at: int, pid: int, groups: int) -> None:
@@ -493,6 +489,6 @@ def _put_name(req: Request, at: int, size_at: int, pid: int, groups: int) -> Non
         return
     (room,) = struct.unpack("=i", req.read(size_at, 4))
     if room < 0:
-        raise _fail(errno.EINVAL)
+        raise fail(errno.EINVAL)
     req.write(at, _NAME.pack(socket.AF_NETLINK, pid, groups)[:room])
     req.write(size_at, struct.pack("=i", _NAME.size))

@@ -13,177 +13,53 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple, TypeAlias
 
-IP: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
+from .netlink_things import (
+    ARPHRD_LOOPBACK,
+    BLACKHOLE,
+    BROADCAST,
+    IFA_F_NOPREFIXROUTE,
+    IFA_F_SECONDARY,
+    IFF_CHANGEABLE,
+    IFF_LOOPBACK,
+    IFF_UP,
+    IP,
+    LOCAL,
+    METRIC_ADDRESS,
+    MULTICAST,
+    PROHIBIT,
+    PROTO_KERNEL,
+    SCOPE_HOST,
+    SCOPE_LINK,
+    TABLE_DEFAULT,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    THROW,
+    UNICAST,
+    UNREACHABLE,
+    Address,
+    Event,
+    Link,
+    Neighbour,
+    NetlinkError,
+    Route,
+    Rule,
+    Thing,
+    family_of,
+    loopback,
+)
 
-IFF_UP, IFF_BROADCAST, IFF_LOOPBACK, IFF_RUNNING = 1, 2, 8, 0x40
-IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI, IFF_MULTICAST, IFF_LOWER_UP = 0x80, 0x100, 0x200, 0x1000, 1 << 16
-IFF_CHANGEABLE = IFF_UP | IFF_NOARP | IFF_PROMISC | IFF_ALLMULTI | IFF_MULTICAST | 0x20 | 0x4000
-"""What RTM_SETLINK may change (net/core/dev.c, __dev_change_flags)."""
-ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
-IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_PERMANENT = 1, 2, 0x20, 0x80
-IFA_F_NOPREFIXROUTE = 0x200
-FOREVER = 0xFFFFFFFF
-SCOPE_GLOBAL, SCOPE_LINK, SCOPE_HOST, SCOPE_NOWHERE = 0, 253, 254, 255
-TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255
-UNICAST, LOCAL, BROADCAST, ANYCAST, MULTICAST = 1, 2, 3, 4, 5
-BLACKHOLE, UNREACHABLE, PROHIBIT, THROW = 6, 7, 8, 9
-PROTO_KERNEL, PROTO_BOOT = 2, 3
-RTNH_ONLINK = 4
-METRIC_ADDRESS, METRIC_USER = 256, 1024
-"""Of IPv6 routes: those that follow from an address, and those of a user who names none."""
 _DEAD = {BLACKHOLE: errno.EINVAL, UNREACHABLE: errno.EHOSTUNREACH, PROHIBIT: errno.EACCES}
 _NAME_MAX = 15
-_ALL_ROUTES = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _MULTICAST6 = ip_network("ff00::/8")
-
-
-class NetlinkError(OSError):
-    """An errno with the text of an extended ack (NLMSGERR_ATTR_MSG)."""
-
-    def __init__(self, number: int, text: str = "") -> None:
-        super().__init__(number, os.strerror(number))
-        self.text = text
-
-
-@dataclass
-class Link:
-    """A network interface."""
-
-    index: int
-    name: str
-    kind: str = ""
-    arp: int = ARPHRD_ETHER
-    address: bytes = bytes(6)
-    broadcast: bytes = b"\xff" * 6
-    mtu: int = 1500
-    flags: int = IFF_BROADCAST | IFF_MULTICAST
-    txqlen: int = 1000
-    group: int = 0
-    alias: str = ""
-    carrier: bool = True
-    counters: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Packets received, sent; bytes received, sent."""
-
-    @property
-    def up(self) -> bool:
-        return bool(self.flags & IFF_UP)
-
-    @property
-    def shown_flags(self) -> int:
-        """The flags with those that say that it works."""
-        works = self.up and self.carrier
-        return self.flags | (IFF_RUNNING | IFF_LOWER_UP if works else 0)
-
-
-@dataclass(frozen=True)
-class Address:
-    """An address of a link. `peer` is the other end of a point-to-point address."""
-
-    index: int
-    local: IP
-    prefix: int
-    peer: IP | None = None
-    broadcast: IP | None = None
-    label: str = ""
-    scope: int = SCOPE_GLOBAL
-    flags: int = IFA_F_PERMANENT
-    valid: int = FOREVER
-    preferred: int = FOREVER
-    metric: int = 0
-
-    @property
-    def family(self) -> int:
-        return family_of(self.local)
-
-    @property
-    def network(self) -> Network:
-        return ip_network((self.peer or self.local, self.prefix), strict=False)
-
-
-@dataclass(frozen=True)
-class Route:
-    """A route, with one next hop."""
-
-    net: Network
-    oif: int = 0
-    gateway: IP | None = None
-    prefsrc: IP | None = None
-    table: int = TABLE_MAIN
-    kind: int = UNICAST
-    scope: int = SCOPE_GLOBAL
-    protocol: int = PROTO_BOOT
-    metric: int = 0
-    tos: int = 0
-    flags: int = 0
-
-    @property
-    def family(self) -> int:
-        return AF_INET if self.net.version == 4 else AF_INET6
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """What is known of a neighbour's link address."""
-
-    index: int
-    dst: IP
-    lladdr: bytes = b""
-    state: int = 0x80  # NUD_PERMANENT
-    flags: int = 0
-
-    @property
-    def family(self) -> int:
-        return family_of(self.dst)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule that says which routing table to look in."""
-
-    family: int
-    priority: int
-    table: int
-    src: Network | None = None
-    dst: Network | None = None
-    iif: str = ""
-    oif: str = ""
-    mark: int = 0
-    mask: int = 0
-    action: int = 1  # FR_ACT_TO_TBL
-    protocol: int = PROTO_KERNEL
-    tos: int = 0
-    invert: bool = False
-
-
-Thing: TypeAlias = Link | Address | Route | Neighbour | Rule
-
-
-class Event(NamedTuple):
-    """A change: a thing appeared or changed (`gone` False), or went."""
-
-    thing: Thing
-    gone: bool = False
-
-
-def family_of(address: IP) -> int:
-    """AF_INET or AF_INET6."""
-    return AF_INET if address.version == 4 else AF_INET6
 
 
 def _rules() -> list[Rule]:
     found = [Rule(AF_INET, 0, TABLE_LOCAL), Rule(AF_INET, 32766, TABLE_MAIN)]
     found += [Rule(AF_INET, 32767, TABLE_DEFAULT)]
     return [*found, Rule(AF_INET6, 0, TABLE_LOCAL), Rule(AF_INET6, 32766, TABLE_MAIN)]
-
-
-def loopback() -> Link:
-    """The link `lo`, still down."""
-    return Link(1, "lo", "", ARPHRD_LOOPBACK, bytes(6), bytes(6), 65536, IFF_LOOPBACK)
 
 
 @dataclass
@@ -252,9 +128,7 @@ class NetState:
             del self.links[index]
             self._tell(link, True)
 
-    def set_link(
-        self, index: int, *, flags: int = 0, change: int = 0, **values: object
-    ) -> None:
+    def set_link(self, index: int, *, flags: int = 0, change: int = 0, **values: object) -> None:
         """Change flags, and fields of `Link` by name. **Errors** as RTM_SETLINK."""
         with self.lock:
             link = self.link(index)
@@ -268,9 +142,16 @@ class NetState:
             if wanted == link:
                 return
             self.guard(Event(wanted))
-            was = link.up
+            was, old = link.up, link.name
             for key in ("name", "mtu", "address", "txqlen", "group", "alias", "carrier", "flags"):
                 setattr(link, key, getattr(wanted, key))
+            if link.name != old:
+                self.addresses = [
+                    replace(a, label=link.name) if (a.index, a.label) == (index, old) else a
+                    for a in self.addresses
+                ]
+            if link.up:
+                link.qdisc = "noqueue"
             self._tell(link)
             if link.up and not was:
                 self._came_up(link)
@@ -298,7 +179,9 @@ class NetState:
 
     def _went_down(self, link: Link) -> None:
         """IPv6 addresses go, and so do the routes through the link."""
-        for address in [a for a in self.addresses if a.index == link.index and a.family == AF_INET6]:
+        for address in [
+            a for a in self.addresses if a.index == link.index and a.family == AF_INET6
+        ]:
             self._drop_address(address)
         for route in [r for r in self.routes if r.oif == link.index]:
             if route.kind != LOCAL or route.family == AF_INET6:
@@ -363,7 +246,7 @@ class NetState:
             same = self._same_address(address)
             if same is None or same.prefix != address.prefix:
                 v4 = address.family == AF_INET
-                text = "ipv4: Address not found" if v4 else "address not found"
+                text = "ipv4: Address not found" if v4 else "ipv6: address not found"
                 raise NetlinkError(errno.EADDRNOTAVAIL, text)
             self.guard(Event(same, True))
             if same.family == AF_INET and not same.flags & IFA_F_SECONDARY:
@@ -428,7 +311,7 @@ class NetState:
         net = address.network
         if net.is_multicast or int(net.network_address) == 0 or address.flags & IFA_F_SECONDARY:
             return
-        if address.prefix < 32 and not address.flags & IFA_F_NOPREFIXROUTE or address.peer:
+        if (address.prefix < 32 and not address.flags & IFA_F_NOPREFIXROUTE) or address.peer:
             loop = self.links[index].flags & IFF_LOOPBACK
             table, kind = (TABLE_LOCAL, LOCAL) if loop else (TABLE_MAIN, UNICAST)
             scope = SCOPE_HOST if loop else SCOPE_LINK

@@ -8,11 +8,19 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from umvm import Reply, Request
-from umvm.interfaces.network import NetworkStack
 from umvm.modules.net.netlink_diag import LISTEN, InetSocket
 from umvm.modules.net.netlink_sockets import Netlink
-from umvm.modules.net.netlink_state import IFF_UP, Address, Link, NetState
+from umvm.modules.net.netlink_state import (
+    NetState,
+)
+from umvm.modules.net.netlink_things import (
+    IFF_UP,
+    Address,
+    Link,
+)
+
+from umvm import Reply, Request
+from umvm.interfaces.network import NetworkStack
 from umvm.routes import Route, SyscallClass
 
 AF_NETLINK = 16
