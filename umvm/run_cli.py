@@ -34,6 +34,7 @@ OPTIONS = (
     Option(("--user",), "user", ONE, "USER[:GROUP]", "Be that user inside: names or numbers."),
     Option(("--caps",), "caps", ONE, "all|none|LIST", "Capabilities of CMD's user inside."),
     Option(("--net",), "net", ONE, "KIND[:ARG][,opt=val]", "The network stack (the host's)."),
+    Option(("--net-log",), "net_log", ONE, "FILE", "Log there what rules of --net have denied."),
     Option(("--ip",), "ip", ONE, "ADDR", "The VM's address, with --net fabric (next free one)."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (auto)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
@@ -130,6 +131,7 @@ def run(
     lenient: bool = False,
     net: str | None = None,
     ip: str | None = None,
+    net_log: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -157,6 +159,10 @@ def run(
     if net is not None:
         specs.parse_net(net)
         network = {"default": net} | ({"ip": ip} if ip is not None else {})
+        if net_log is not None:
+            network["log"] = os.path.abspath(net_log)
+    elif net_log is not None:
+        raise UsageError("--net-log needs --net")
     elif ip is not None:
         raise UsageError("--ip needs --net")
     if name is not None:

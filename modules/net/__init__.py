@@ -33,6 +33,7 @@ def umvm_start(vm: Any, options: dict[str, str]) -> list[Route]:
         SyscallClass(("socketpair",), stacks.socketpair),
         Verb("stack", stacks.choose),
         Verb("net", stacks.net),
+        *stacks.routes(),
     ]
 
 
@@ -46,5 +47,7 @@ def umvm_commands() -> Sequence[click.Command]:
     """`umvm stack`, `umvm net`."""
     from .commands import stack
     from .netcommands import net
+    from .rules_cli import log
 
+    net.add_command(log)
     return [stack, net]

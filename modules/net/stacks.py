@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from umvm import Reply, Request
 from umvm.errors import NotFound, UsageError
 from umvm.interfaces.network import SOCK_FLAGS, NetworkStack, Socket, refusal
+from umvm.routes import Route
 from umvm.specs import parse_net
 
 from .stackfile import StackFile
@@ -71,6 +72,10 @@ class Stacks:
             raise UsageError(f"the network stack {kind!r} is not in this version") from error
         return cast(Make, module.make)(self._vm, argument, options)
 
+    def routes(self) -> Sequence[Route]:
+        """What the VM's first stack answers for beside sockets."""
+        return self._stacks[self._default].routes()
+
     # --- the calls -------------------------------------------------------------------------------
 
     def of(self, tid: int, family: int) -> NetworkStack:
@@ -104,7 +109,11 @@ class Stacks:
             return StackFile(self, self._stacks[source])
         kind, argument, own = parse_net(source)
         kind = os.path.basename(kind)  # made absolute where a file has that name
-        return StackFile(self, self._make(kind, argument, {**own, **options}), owned=True)
+        stack = self._make(kind, argument, {**own, **options})
+        if stack.routes():
+            stack.close()
+            raise UsageError("rules are for a whole VM: give them with umvm run --net")
+        return StackFile(self, stack, owned=True)
 
     def uses(self, stack: NetworkStack) -> int:
         """How many sockets of a stack are open."""

@@ -1,0 +1,432 @@
+"""Rules on the host's network: grammar, names, the calls, real programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from harness import GUESTS, PYTHON, UMVM, Result, Runner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from umvm.modules.net import rules_names
+from umvm.modules.net.rules import BIND, CONNECT, Policy, Where, parse, plain
+
+from umvm.errors import UsageError
+
+Run = Callable[..., Result]
+
+
+def where(text: str, port: int = 443, protocol: str = "tcp", direction: str = CONNECT) -> Where:
+    return Where(direction, protocol, ip_address(text), port)
+
+
+# --- the grammar ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "fits", "others"),
+    [
+        ("10.0.0.0/8", [where("10.1.2.3", 1)], [where("11.0.0.1"), where("10.0.0.1", 1, "tcp", BIND)]),
+        ("10.0.0.1:443", [where("10.0.0.1")], [where("10.0.0.1", 444), where("10.0.0.1", 443, "icmp")]),
+        ("udp://:53", [where("1.2.3.4", 53, "udp")], [where("1.2.3.4", 53)]),
+        ("tcp+udp://*:1-10", [where("::1", 10, "udp")], [where("::1", 11)]),
+        ("[2001:db8::1]:443", [where("2001:db8::1")], [where("2001:db8::2")]),
+        ("2001:db8::/32", [where("2001:db8::2", 9)], [where("2001:db9::2")]),
+        ("bind://:8080-8089", [where("0.0.0.0", 8085, "tcp", BIND)], [where("0.0.0.0", 8085)]),
+        ("*", [where("1.2.3.4", 1, "icmp")], [where("1.2.3.4", 1, "tcp", BIND)]),
+        ("icmp://10.0.0.1", [where("10.0.0.1", 0, "icmp")], [where("10.0.0.1")]),
+        ("bind+connect://127.0.0.1:5", [where("127.0.0.1", 5), where("127.0.0.1", 5, "udp", BIND)], []),
+    ],
+)  # fmt: skip
+def test_rules_about_addresses(rule: str, fits: list[Where], others: list[Where]) -> None:
+    policy = Policy(allow=rule)
+    assert [policy.objection(place) for place in fits] == [""] * len(fits)
+    parsed = parse(rule)
+    assert not any(parsed.fits(place, ()) for place in others)
+
+
+def test_names_and_patterns() -> None:
+    here = where("1.2.3.4")
+    assert Policy(allow="*.debian.org:443").objection(here, ["ftp.Debian.org."]) == ""
+    assert Policy(allow="*.debian.org:443").objection(here, ["debian.org", "x.debian.org.evil"])
+    assert Policy(allow="debian.org").objection(here, ["debian.org"]) == ""
+    assert Policy(allow="debian.org").objection(here, []) == "no rule allows it"
+    assert Policy(deny="ads.example").objection(here, ["ads.example"]) == "deny ads.example"
+    assert Policy(allow="*", deny="1.2.3.4:443").objection(here)
+    assert Policy(allow="bind://:80").objection(here) == ""  # nothing is said of connect
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["foo://1.2.3.4", "://x", "1.2.3.4:x", "1.2.3.4:5-4", "1.2.3.4:70000", "1.2.3", "10.0.0.0/99",
+     "[::1", "[::1]x", "a b", "bind://name:80", "x/y"],
+)  # fmt: skip
+def test_bad_rules(umvm_run: Run, bad: str) -> None:
+    with pytest.raises(UsageError):
+        Policy(allow=bad)
+
+
+def test_a_bad_rule_ends_with_2(umvm_run: Run) -> None:
+    for net in ("allow=1.2.3", "nonsense=1", "map=80", "dns=x"):
+        result = umvm_run("echo never", options=["--net", net])
+        assert (result.status, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_port_maps() -> None:
+    policy = Policy(ports="80:8080,1-9:20001-20009")
+    assert [policy.outside(port) for port in (80, 1, 9, 10)] == [8080, 20001, 20009, 10]
+    assert [policy.inside(port) for port in (8080, 20003, 80)] == [80, 3, 80]
+    for bad in ("80", "80:x", "1-3:5-6", "80:*"):
+        with pytest.raises(UsageError):
+            Policy(ports=bad)
+
+
+def test_addresses_that_mean_others() -> None:
+    assert [str(plain(ip_address(a))) for a in ("::ffff:10.0.0.1", "0.0.0.0", "::", "::1")] == [
+        "10.0.0.1", "127.0.0.1", "::1", "::1",
+    ]  # fmt: skip
+
+
+# --- messages of nameservers ----------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.binary(max_size=80), st.booleans())
+def test_any_message_is_read_or_refused(message: bytes, question: bool) -> None:
+    if question:
+        message = rules_names.make_question("a.test", 1, 7) + message
+        message = message[:6] + b"\0\3" + message[8:]
+    try:
+        name, addresses, ttl = rules_names.answers(message)
+    except ValueError:
+        return
+    assert isinstance(name, str) and ttl >= 0 and all(a.version in (4, 6) for a in addresses)
+
+
+def test_only_the_chain_from_the_question_counts() -> None:
+    def name(text: str) -> bytes:
+        return b"".join(bytes([len(x)]) + x.encode() for x in text.split(".")) + b"\0"
+
+    def record(owner: str, kind: int, data: bytes) -> bytes:
+        return name(owner) + b"\0" + bytes([kind]) + b"\0\1\0\0\0\5\0" + bytes([len(data)]) + data
+
+    query = rules_names.make_question("a.test", 1, 7)
+    records = [
+        record("a.test", 5, name("b.test")),
+        record("b.test", 1, b"\1\2\3\4"),
+        record("victim.test", 1, b"\6\6\6\6"),
+    ]
+    message = query[:6] + b"\0\3" + query[8:] + b"".join(records)
+    asked, addresses, ttl = rules_names.answers(message)
+    assert (asked, [str(a) for a in addresses], ttl) == ("a.test", ["1.2.3.4"], 5)
+
+
+# --- the calls ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A TCP listener and a UDP socket on one port of 127.0.0.1, which only receive."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with closing(socket.create_server(("127.0.0.1", 0))) as tcp, udp:
+        udp.bind(tcp.getsockname())
+        yield tcp.getsockname()[1]
+
+
+def guest(source: str, **values: object) -> list[str]:
+    head = "import errno, os, select, signal, socket, struct, sys, threading, time\n"
+    head += "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    head += """
+def t(name, call):
+    try:
+        print(name, call())
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+"""
+    return [*PYTHON, "-c", head + source]
+
+
+CALLS = """
+v4, v6, dgram = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM
+here, there = ("127.0.0.1", port), ("127.0.0.2", port)
+t("allowed", lambda: socket.create_connection(here).getpeername() == here)
+t("denied", lambda: socket.create_connection(there))
+t("other port", lambda: socket.socket().connect(("127.0.0.1", 1)))
+n = socket.socket(); n.setblocking(False)
+t("nonblocking", lambda: n.connect(here))
+n = socket.socket(); n.setblocking(False)
+t("nonblocking denied", lambda: n.connect(there))
+t("blocking still", lambda: socket.socket().getblocking())
+u = socket.socket(v4, dgram)
+t("udp", lambda: u.sendto(b"abc", here))
+t("udp denied", lambda: u.sendto(b"abc", there))
+t("sendmsg", lambda: u.sendmsg([b"abc", b"de"], [], 0, here))
+t("sendmsg denied", lambda: u.sendmsg([b"abc"], [], 0, there))
+t("udp connect denied", lambda: u.connect(there))
+t("udp connect", lambda: u.connect(here))
+t("udp send", lambda: u.send(b"abc"))
+t("udp sendmsg", lambda: u.sendmsg([b"abc"]))
+t("udp large", lambda: u.send(bytes(70000)))
+s = socket.socket(v6)
+t("mapped", lambda: s.connect(("::ffff:127.0.0.1", port)))
+s = socket.socket(v6)
+t("mapped denied", lambda: s.connect(("::ffff:127.0.0.2", port)))
+s = socket.socket(v6)
+t("v6 denied", lambda: s.connect(("::1", port)))
+t("any denied", lambda: socket.socket().connect(("0.0.0.0", 1)))
+t("any", lambda: socket.socket().connect(("0.0.0.0", port)))
+t("raw", lambda: socket.socket(v4, socket.SOCK_RAW, 1).close())
+t("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close())
+t("vsock", lambda: socket.socket(40, 1).close())
+t("sctp", lambda: socket.socket(v4, 1, 132).close())
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def raw(call, *arguments):
+    if call(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+    return 0
+u = socket.socket(v4, dgram)
+unspec = lambda host: struct.pack("=H", 0) + struct.pack("!H4s8x", port, socket.inet_aton(host))
+t("unspec", lambda: raw(libc.sendto, u.fileno(), b"x", 1, 0, unspec("127.0.0.2"), 16))
+t("unspec allowed", lambda: raw(libc.sendto, u.fileno(), b"x", 1, 0, unspec("127.0.0.1"), 16))
+t("fast open", lambda: socket.socket().sendto(b"x", socket.MSG_FASTOPEN, there))
+c = socket.create_connection(here)
+t("tcp sendto", lambda: c.sendto(b"x", there))
+t("tcp sendmsg", lambda: c.sendmsg([b"x"], [], 0, there))
+t("unix", lambda: [p.send(b"x") for p in socket.socketpair()])
+t("no fd", lambda: raw(libc.connect, 999, unspec("1.2.3.4"), 16))
+t("no socket", lambda: raw(libc.connect, os.open("/dev/null", 0), unspec("1.2.3.4"), 16))
+t("too long", lambda: raw(libc.connect, c.fileno(), bytes(200), 200))
+t("bad pointer", lambda: raw(libc.connect, c.fileno(), ctypes.c_void_p(8), 16))
+"""
+EXPECTED = """
+allowed True
+denied EACCES
+other port EACCES
+nonblocking EINPROGRESS
+nonblocking denied EACCES
+blocking still True
+udp 3
+udp denied EACCES
+sendmsg 5
+sendmsg denied EACCES
+udp connect denied EACCES
+udp connect None
+udp send 3
+udp sendmsg 3
+udp large EMSGSIZE
+mapped None
+mapped denied EACCES
+v6 denied EACCES
+any denied EACCES
+any None
+raw EPERM
+packet EPERM
+vsock EAFNOSUPPORT
+sctp EPROTONOSUPPORT
+unspec EACCES
+unspec allowed 0
+fast open EOPNOTSUPP
+tcp sendto 1
+tcp sendmsg 1
+unix [1, 1]
+no fd EBADF
+no socket ENOTSOCK
+too long EINVAL
+bad pointer EFAULT
+"""
+
+
+def test_what_calls_do(umvm_run: Run, echo: int, tmp_path: Path) -> None:
+    log = tmp_path / "denied"
+    net = ["--net", f"allow=127.0.0.1:{echo}", "--net-log", str(log)]
+    shown = umvm_run(guest(CALLS, port=echo), options=net).ok().replace("ENOTSUP", "EOPNOTSUPP")
+    assert shown == EXPECTED.lstrip()
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    first = {k: v for k, v in entries[0].items() if k not in ("time", "pid", "program")}
+    assert first == {
+        "direction": "connect", "protocol": "tcp", "address": "127.0.0.2",
+        "port": echo, "names": [], "why": "no rule allows it",
+    }  # fmt: skip
+    assert len(entries) == EXPECTED.count("EACCES")
+
+
+def test_what_is_allowed_is_as_on_the_host(runner: Runner, echo: int) -> None:
+    """With a rule for everything, results are the kernel's."""
+    native = runner.run(guest(CALLS, port=echo)).ok().splitlines()
+    vm = runner.umvm(guest(CALLS, port=echo), options=["--net", "allow=*"]).ok().splitlines()
+    different = set(native) ^ set(vm)
+    assert {line.split(" ")[0] for line in different} <= {"raw", "packet", "vsock", "sctp", "fast"}
+
+
+WAITING = """
+server = socket.create_server(("127.0.0.1", 0), backlog=0)
+full = []
+while True:  # until the queue is full, and connect waits
+    s = socket.socket(); s.setblocking(False)
+    try:
+        s.connect(server.getsockname())
+    except BlockingIOError:
+        pass
+    full.append(s)
+    if not select.select([], [s], [], 0.3)[1]:
+        break
+class Bell(Exception):
+    pass
+def ring(*_):
+    raise Bell
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+late = socket.socket()
+try:
+    late.connect(server.getsockname())
+    print("connected")
+except Bell:
+    print("interrupted")
+late = socket.socket()
+def accept():
+    time.sleep(0.3)
+    for _ in full:
+        server.accept()
+threading.Thread(target=accept, daemon=True).start()
+late.connect(server.getsockname())
+print("connected", late.getblocking(), late.getsockopt(1, 21, 16) == bytes(16))
+late = socket.socket()
+late.settimeout(None)
+late.setsockopt(1, 21, struct.pack("=qq", 5, 0))
+"""
+
+
+def test_a_blocking_connect_waits_and_is_interrupted(runner: Runner) -> None:
+    native = runner.run(guest(WAITING)).ok()
+    vm = runner.umvm(guest(WAITING), options=["--net", "allow=127.0.0.1"]).ok()
+    assert vm == native == "interrupted\nconnected True True\n"
+
+
+def test_ports_below_1024_by_a_map(umvm_run: Run) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    source = """
+s = socket.create_server(("127.0.0.1", 80))
+print(s.getsockname())
+c = socket.create_connection(("127.0.0.1", 80))
+print(c.getpeername(), s.accept()[0].getsockname())
+t("denied", lambda: socket.socket().bind(("127.0.0.1", 81)))
+"""
+    net = f"allow=bind://127.0.0.1:80,connect://127.0.0.1:80,map=80:{port}"
+    name = ("127.0.0.1", 80)
+    shown = umvm_run(guest(source), options=["--net", net]).ok()
+    assert shown == f"{name}\n{name} {name}\ndenied EACCES\n"
+
+
+def test_the_log_command_and_the_stacks_file(umvm_run: Run) -> None:
+    umvm = " ".join(UMVM)
+    body = f"""
+    {" ".join(PYTHON)} -c 'import socket; socket.socket().connect_ex(("127.0.0.9", 9))'
+    {umvm} net log | sed 's/^[^ ]* [^ ]* //'; {umvm} net log --json
+    {umvm} mount -t net 'host,deny=*' /dev/net/h; echo $?
+    """
+    shown = umvm_run(body, options=["--net", "deny=127.0.0.0/8"])
+    first, second, third = shown.stdout.splitlines()
+    assert first == "connect tcp 127.0.0.9:9: deny 127.0.0.0/8"
+    assert json.loads(second)["why"] == "deny 127.0.0.0/8" and third == "2"
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dns(runner: Runner) -> Iterator[Callable[..., int]]:
+    """`dns("a.test=127.0.0.1", …)` starts a nameserver; its port."""
+    started = []
+
+    def start(*zone: str) -> int:
+        argv = [*PYTHON, str(GUESTS / "dns_server.py"), *zone]
+        server = runner.start(argv, stdout=subprocess.PIPE)
+        started.append(server)
+        assert server.stdout is not None
+        return int(server.stdout.readline())
+
+    yield start
+    for server in started:
+        server.kill()
+        server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
+
+
+def test_a_pattern_holds_for_the_addresses_that_names_had(
+    umvm_run: Run, echo: int, dns: Callable[..., int]
+) -> None:
+    """The resolver changes its answer; what was never an answer stays closed."""
+    server = dns(
+        "a.good.test=127.0.0.1,127.0.0.3", "b.good.test=>a.good.test", "evil.test=127.0.0.2"
+    )
+    source = """
+def look(name):
+    return sorted({a[4][0] for a in socket.getaddrinfo(name, 1, socket.AF_INET)})
+t("before", lambda: socket.create_connection(("127.0.0.1", port)).close())
+t("good", lambda: look("a.good.test"))
+t("connect", lambda: socket.create_connection(("127.0.0.1", port)).close())
+t("evil", lambda: look("evil.test"))
+t("denied", lambda: socket.create_connection(("127.0.0.2", port)))
+t("again", lambda: look("a.good.test"))
+t("old", lambda: socket.create_connection(("127.0.0.1", port)).close())
+t("new", lambda: socket.create_connection(("127.0.0.3", port)))
+t("alias", lambda: look("b.good.test"))
+t("none", lambda: socket.create_connection(("127.0.0.4", port)))
+"""
+    options = ["--net", f"allow=*.good.test:{echo},dns=127.0.0.1:{server}"]
+    shown = umvm_run(guest(source, port=echo), options=options).ok()
+    assert shown.splitlines() == [
+        "before EACCES", "good ['127.0.0.1']", "connect None", "evil ['127.0.0.2']",
+        "denied EACCES", "again ['127.0.0.3']", "old None", "new ECONNREFUSED",
+        "alias ['127.0.0.3']", "none EACCES",
+    ]  # fmt: skip
+
+
+def test_a_name_is_looked_up_by_the_supervisor(
+    umvm_run: Run, echo: int, dns: Callable[..., int]
+) -> None:
+    server = dns("one.test=127.0.0.1")
+    source = 't("it", lambda: socket.create_connection(("127.0.0.1", port)).close())\n'
+    source += 't("other", lambda: socket.create_connection(("127.0.0.2", port)))\n'
+    options = ["--net", f"allow=one.test:{echo},dns=127.0.0.1:{server}"]
+    assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
+    options = ["--net", f"allow=localhost:{echo}"]  # the host's /etc/hosts
+    assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
+
+
+def test_curl(runner: Runner, dns: Callable[..., int], tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (tmp_path / "file").write_text("fetched\n")
+    source = """
+import functools, http.server, sys
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+    web = runner.start([*PYTHON, "-c", source, str(tmp_path)], stdout=subprocess.PIPE,
+                       stderr=subprocess.DEVNULL)  # fmt: skip
+    assert web.stdout is not None
+    port = int(web.stdout.readline())
+    server = dns("www.good.test=127.0.0.1", "www.bad.test=127.0.0.1")
+    curl = "curl -sS --noproxy '*' --max-time 20"
+    body = (
+        f"{curl} http://www.bad.test:{port}/file; echo $?; {curl} http://www.good.test:{port}/file"
+    )
+    options = ["--net", f"allow=*.good.test:{port},dns=127.0.0.1:{server}"]
+    result = runner.umvm(body, options=options)
+    web.kill()
+    web.wait()
+    web.stdout.close()
+    assert result.stdout == "7\nfetched\n", result.stderr
