@@ -1,6 +1,6 @@
-"""A module for tests: AF_NETLINK sockets about a network of its own, `eth0` and `lo`.
+"""A module for tests: AF_NETLINK sockets about a network of its own, `umvt0` and `lo`.
 
-Everything else is the host's. The option `empty` leaves out `eth0`.
+Everything else is the host's. The option `empty` leaves out `umvt0`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def umvm_start(vm: Any, options: dict[str, str]) -> list[Route]:
     state = NetState()
     if "empty" not in options:
         state.set_link(1, flags=IFF_UP, change=IFF_UP)
-        link = state.add_link(Link(0, "eth0", address=bytes([2, 0, 0, 0, 0, 7])))
+        link = state.add_link(Link(0, "umvt0", address=bytes([2, 0, 0, 0, 0, 7])))
         state.set_link(link.index, flags=IFF_UP, change=IFF_UP)
         state.add_address(Address(link.index, ip_address("10.0.0.1"), 24))
         state.add_address(Address(link.index, ip_address("fd00::1"), 64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import struct
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
-from harness import GUESTS, Result
+from harness import GUESTS, Body, Result, Runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from umvm.modules.net import netlink_codec as codec
@@ -30,8 +31,11 @@ from umvm.modules.net.netlink_things import (
 )
 
 Run = Callable[..., Result]
+HARMLESS = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+"""Root's guests run without CAP_NET_ADMIN: should one reach the host's netlink, nothing happens."""
 MODULE = str(GUESTS / "netlink_module.py")
 EMPTY = f"{MODULE},empty"
+CAP_NET_ADMIN = 1 << 12
 
 
 def needs(*tools: str) -> None:
@@ -40,38 +44,60 @@ def needs(*tools: str) -> None:
             pytest.skip(f"{tool} is not installed")
 
 
+@pytest.fixture
+def umvm_run(runner: Runner) -> Run:
+    """Runs a body in a VM that can't change the host's network, whatever goes wrong."""
+
+    def run(body: Body, modules: list[str]) -> Result:
+        argv = runner.umvm_argv(body, (), modules, ())
+        if os.geteuid() == 0:
+            needs("setpriv")
+            argv = [*HARMLESS, *argv]
+        return runner.run(argv)
+
+    return run
+
+
+def test_guests_cant_change_the_hosts_network(umvm_run: Run) -> None:
+    status = umvm_run("cat /proc/self/status", modules=[]).ok()
+    effective, bounding = (int(re.findall(rf"{name}:\t(\w+)", status)[0], 16)
+                           for name in ("CapEff", "CapBnd"))  # fmt: skip
+    assert not effective & CAP_NET_ADMIN
+    assert os.geteuid() or not bounding & CAP_NET_ADMIN
+
+
 # --- iproute2, with a network namespace as the oracle ---------------------------------------------
 
 SCRIPT = """
-ip link set lo up; ip link set eth0 up
-ip addr add 10.0.0.1/24 dev eth0; ip addr add 10.0.0.2/24 brd + dev eth0
-ip addr add 10.1.0.1 peer 10.1.0.2/32 dev eth0; ip -6 addr add fd00::1/64 dev eth0 nodad
+ip link set lo up; ip link set umvt0 up
+ip addr add 10.0.0.1/24 dev umvt0; ip addr add 10.0.0.2/24 brd + dev umvt0
+ip addr add 10.1.0.1 peer 10.1.0.2/32 dev umvt0; ip -6 addr add fd00::1/64 dev umvt0 nodad
 ip -o -4 addr; ip route show table all type unicast; ip route show table local
 ip route get 10.0.0.9; ip route get 127.0.0.1; ip route get 8.8.8.8; ip route get 10.0.0.1
 ip route add default via 10.0.0.254; ip route add default via 10.0.0.254
 ip route add 9.9.9.0/24 via 1.1.1.1; ip route; ip route get 8.8.8.8
-ip addr add 10.0.0.1/24 dev eth0; ip addr del 10.0.0.77/24 dev eth0; ip route del 4.4.4.4
-ip link set nope up; ip addr add 10.0.0.1/33 dev eth0; ip link del lo; ip link add type nosuch
-N='ip neigh'; M='lladdr 02:00:00:00:00:09 dev eth0'
-$N add 10.0.0.9 $M; $N; $N add 10.0.0.9 $M; $N del 10.0.0.9 dev eth0; $N del 10.0.0.9 dev eth0; $N
+ip addr add 10.0.0.1/24 dev umvt0; ip addr del 10.0.0.77/24 dev umvt0; ip route del 4.4.4.4
+ip link set nope up; ip addr add 10.0.0.1/33 dev umvt0; ip link del lo; ip link add type nosuch
+N='ip neigh'; M='lladdr 02:00:00:00:00:09 dev umvt0'
+$N add 10.0.0.9 $M; $N; $N add 10.0.0.9 $M; $N del 10.0.0.9 dev umvt0; $N del 10.0.0.9 dev umvt0; $N
 ip rule add from 10.0.0.0/8 table 100; ip rule; ip rule del from 10.0.0.0/8
 ip rule del from 10.0.0.0/8; ip rule
 ip route add blackhole 5.5.5.0/24; ip route add unreachable 5.5.6.0/24
 ip route get 5.5.5.1; ip route get 5.5.6.1
 ip route replace default via 10.0.0.253; ip route append default via 10.0.0.252; ip route
-ip route add 6.6.6.0/24 dev eth0 src 1.2.3.4; ip route add 6.6.6.0/24 dev eth0 metric 5
-ip route add 6.6.6.1/24 dev eth0; ip route del default; ip route; ip route flush 6.6.6.0/24
-ip route show table 100; ip route add 7.7.7.0/24 dev eth0 table 100; ip route show table 100
+ip route add 6.6.6.0/24 dev umvt0 src 1.2.3.4; ip route add 6.6.6.0/24 dev umvt0 metric 5
+ip route add 6.6.6.1/24 dev umvt0; ip route del default; ip route; ip route flush 6.6.6.0/24
+ip route show table 100; ip route add 7.7.7.0/24 dev umvt0 table 100; ip route show table 100
 ip -6 route add default via fd00::99; ip -6 route add default via fd00::99
 ip -6 route get fd00::5; ip -6 route get ::1; ip -6 route get 2001::1
-ip -6 addr del fd00::1/64 dev eth0; ip -6 addr del fd00::1/64 dev eth0
-ip link set eth0 mtu 1400 alias hello; ip link show eth0; ip link set eth0 name lo
-ip link set eth0 down; ip -o addr show eth0; ip -4 route show table all
-ip route add 8.8.0.0/16 dev eth0; ip link set eth0 up; ip addr del 10.0.0.1/24 dev eth0
-ip -o -4 addr; ip -4 route; ip -4 addr flush dev eth0; ip -o -4 addr; ip -4 route show table all
+ip -6 addr del fd00::1/64 dev umvt0; ip -6 addr del fd00::1/64 dev umvt0
+ip link set umvt0 mtu 1400 alias hello; ip link show umvt0; ip link set umvt0 name lo
+ip link set umvt0 down; ip -o addr show umvt0; ip -4 route show table all
+ip route add 8.8.0.0/16 dev umvt0; ip link set umvt0 up; ip addr del 10.0.0.1/24 dev umvt0
+ip -o -4 addr; ip -4 route; ip -4 addr flush dev umvt0; ip -o -4 addr; ip -4 route show table all
 ip -j addr show lo
 """
-ADD = "ip link add eth0 address 02:00:00:00:00:07 index 2 type"
+ADD = "ip link add umvt0 address 02:00:00:00:00:07 index 2 type"
 
 
 def test_iproute2_shows_and_changes_as_in_a_kernel(umvm_run: Run) -> None:
@@ -94,15 +120,15 @@ def test_ip_monitor_hears_of_changes(umvm_run: Run) -> None:
     watcher=$!
     n=0; while [ $n -lt 100 ] && ! ss -xan >/dev/null; do n=$((n+1)); done
     sleep 0.5
-    ip addr add 10.9.0.1/16 dev eth0; ip link set eth0 down; ip link set eth0 mtu 1300
+    ip addr add 10.9.0.1/16 dev umvt0; ip link set umvt0 down; ip link set umvt0 mtu 1300
     while read -r line <&3; do echo "$line"; case $line in *"mtu 1300"*) break;; esac; done
     kill $watcher
     """
     shown = umvm_run(["bash", "-c", body], modules=[MODULE]).ok()
     for part in (
-        "inet 10.9.0.1/16 scope global eth0",
-        "local 10.9.0.1 dev eth0 table local proto kernel scope host src 10.9.0.1",
-        "eth0: <BROADCAST,MULTICAST> mtu 1500 qdisc noqueue state DOWN",
+        "inet 10.9.0.1/16 scope global umvt0",
+        "local 10.9.0.1 dev umvt0 table local proto kernel scope host src 10.9.0.1",
+        "umvt0: <BROADCAST,MULTICAST> mtu 1500 qdisc noqueue state DOWN",
         "Deleted inet6 fd00::1/64",
     ):
         assert part.replace("Deleted inet6", "inet6") in shown
@@ -136,13 +162,13 @@ with IPRoute() as ip:
     ip.link("del", index=index)
     print([link.get_attr("IFLA_IFNAME") for link in ip.get_links()])
 with NDB() as ndb:
-    with ndb.interfaces["eth0"] as link:
+    with ndb.interfaces["umvt0"] as link:
         link.add_ip("10.3.0.1/24")
     print(sorted(row.address for row in ndb.addresses.dump() if "." in row.address))
 """
     result = umvm_run([sys.executable, "-c", source], modules=[MODULE])
     assert result.ok() == (
-        "['10.0.0.0', '10.77.0.0', '192.168.5.0']\n17\n['lo', 'eth0']\n"
+        "['10.0.0.0', '10.77.0.0', '192.168.5.0']\n17\n['lo', 'umvt0']\n"
         "['10.0.0.1', '10.3.0.1', '127.0.0.1']\n"
     )
 
@@ -153,12 +179,12 @@ def test_node_and_the_c_library(umvm_run: Run) -> None:
         ["node", "-e", "for (const [n, l] of Object.entries(os.networkInterfaces())) "
          "for (const a of l) console.log(n, a.cidr, a.mac)"], modules=[MODULE],
     ).ok()  # fmt: skip
-    assert "eth0 10.0.0.1/24 02:00:00:00:00:07" in shown and "lo ::1/128" in shown
+    assert "umvt0 10.0.0.1/24 02:00:00:00:00:07" in shown and "lo ::1/128" in shown
 
 
 def test_go(umvm_run: Run, go_interfaces: str) -> None:
     shown = umvm_run([go_interfaces], modules=[MODULE]).ok()
-    assert "eth0 up|broadcast|multicast" in shown and "10.0.0.1/24" in shown
+    assert "umvt0 up|broadcast|multicast" in shown and "10.0.0.1/24" in shown
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +278,7 @@ def test_sockets_are_those_of_a_kernel(umvm_run: Run) -> None:
 def state() -> NetState:
     found = NetState()
     found.set_link(1, flags=IFF_UP, change=IFF_UP)
-    found.add_link(Link(0, "eth0", flags=IFF_UP, address=bytes(6)))
+    found.add_link(Link(0, "umvt0", flags=IFF_UP, address=bytes(6)))
     found.add_address(Address(2, ip_address("10.0.0.1"), 24))
     return found
 
