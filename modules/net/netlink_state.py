@@ -172,7 +172,8 @@ class NetState:
                 Route(_MULTICAST6, link.index, table=TABLE_LOCAL, kind=MULTICAST,
                       protocol=PROTO_KERNEL, metric=METRIC_ADDRESS)
             )  # fmt: skip
-            self._take_address(Address(link.index, _eui64(link.address), 64, scope=SCOPE_LINK))
+            if link.autoconf:
+                self._take_address(Address(link.index, _eui64(link.address), 64, scope=SCOPE_LINK))
         for address in [a for a in self.addresses if a.index == link.index]:
             for route in self._follows(address):
                 self._add_route(route)

@@ -62,6 +62,8 @@ class Link:
     alias: str = ""
     carrier: bool = True
     qdisc: str = "noop"
+    autoconf: bool = True
+    """It gets a link-local IPv6 address when it comes up."""
     counters: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Packets received, sent; bytes received, sent."""
 

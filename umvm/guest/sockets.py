@@ -61,8 +61,12 @@ class Sockets:
 
     def used_by(self, stack: NetworkStack) -> int:
         """The number of open sockets of a stack."""
+        return len(self.of_stack(stack))
+
+    def of_stack(self, stack: NetworkStack) -> list[tuple[int, Socket]]:
+        """The open sockets of a stack, with their inodes."""
         self.sweep()
-        return sum(sock.stack is stack for sock in list(self._by_inode.values()))
+        return [(inode, s) for inode, s in list(self._by_inode.items()) if s.stack is stack]
 
     def sweep(self) -> None:
         """Forget the sockets that no process has any more."""

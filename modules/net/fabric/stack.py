@@ -34,6 +34,8 @@ from .stream import Stream
 if TYPE_CHECKING:
     from umvm import Request
 
+    from .links import Links
+
 IPPROTO_MAX = 256
 PROTOCOLS: dict[int, tuple[int, ...]] = {
     socket.SOCK_STREAM: (socket.IPPROTO_TCP,),
@@ -58,6 +60,7 @@ class Fabric(NetworkStack):
         }
         self.outbox = Outbox(network)
         self._sink: Sink | None = None
+        self._links: Links | None = None
         self._lock = threading.Lock()
         self._forwards: list[Forward] = []
         self._closed = False
@@ -77,6 +80,8 @@ class Fabric(NetworkStack):
         if family == socket.AF_UNIX:
             return None
         plain = kind & SOCK_TYPE_MASK
+        if family == socket.AF_NETLINK and not kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS:
+            return self.links().socket(req, kind, protocol)
         if family not in (socket.AF_INET, socket.AF_INET6) or (
             kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS or plain >= SOCK_MAX
         ):
@@ -93,6 +98,16 @@ class Fabric(NetworkStack):
             raise fail(errno.EPROTONOSUPPORT)
         made = _socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
         return Made(made.detach(), TYPES[plain](self, family, plain, own))
+
+    def links(self) -> Links:
+        """What netlink knows of this host."""
+        with self._lock:
+            if self._links is None:
+                from .links import Links
+
+                self._links = Links(self)
+                self._helpers.append(self._links)
+            return self._links
 
     def describe(self) -> str:
         """The network and the host's addresses."""
@@ -142,6 +157,8 @@ class Fabric(NetworkStack):
         if ip in own.ips:
             return own, ip
         source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
+        if self._links is not None:
+            source = self._links.route(ip)
         if source is None or own.down:
             raise fail(errno.ENETUNREACH)
         owner = self.network.owner(ip)
@@ -273,6 +290,8 @@ class Fabric(NetworkStack):
             down=host.down if down is None else bool(down),
             settings={key: value for key, value in changed.items() if value},
         )
+        if down is not None and self._links is not None:
+            self._links.carrier(not down)
         if down:
             self._reset()
             for wire in self.wires:
