@@ -19,6 +19,7 @@ from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
 from umvm.guest import procidentity
+from umvm.guest.abstract import AbstractNames
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
@@ -88,6 +89,7 @@ class VirtualMachine:
         self.engine.set_shadow(self.shadow.path + b"/")
         self.sockets = Sockets(self.engine.add_socket, self.engine.drop_socket)
         self.stacks: Any = None
+        self.abstract: AbstractNames | None = None
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:

@@ -2,7 +2,8 @@
 
 `umvm mount -t net KIND[:ARG] /dev/net/NAME` loads one, `umvm stack /dev/net/NAME CMD…` runs a
 command with it. Options of the module: `default=` the stack of processes that have chosen none, as
-KIND[:ARG], `host` by default; any other is an option of that stack.
+KIND[:ARG], `host` by default; `abstract=private` makes abstract AF_UNIX names the VM's own;
+any other is an option of that stack.
 """
 
 from __future__ import annotations
