@@ -430,3 +430,22 @@ server.serve_forever()
     web.wait()
     web.stdout.close()
     assert result.stdout == "7\nfetched\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("net", "families"),
+    [
+        ("allow=127.0.0.0/8,bind://127.0.0.1,map=80:20080,abstract=private", ["inet", "unix"]),
+        ("fabric", ["inet", "unix", "netlink"]),
+    ],
+)
+def test_nonsense_as_addresses(runner: Runner, net: str, families: list[str]) -> None:
+    """The supervisor survives and logs nothing (a fixture looks), and the guest gets errors."""
+    argv = [*PYTHON, str(GUESTS / "sockaddr_fuzz.py")]
+    body = "; ".join(" ".join([*argv, str(seed), *families]) for seed in (1, 2, 3))
+    shown = runner.umvm(body, options=["--net", net]).ok().splitlines()
+    assert len(shown) == 3
+    for line in shown:
+        count, *errors = line.split()
+        assert count == "450" and {"EINVAL", "EFAULT"} <= set(errors)
+        assert not {"EIO", "ENOSYS"} & set(errors)

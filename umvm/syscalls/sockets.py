@@ -214,7 +214,7 @@ def _send_several(req: Request, heads: list[bytes], addresses: list[bytes | None
         _, _, _, vector, count, *_ = MSGHDR.unpack_from(block, at)
         # the kernel tells the lengths to the copy; a datagram goes as a whole or not at all
         parts = struct.unpack(f"<{2 * min(count, 1024)}Q", req.read(vector, 16 * min(count, 1024)))
-        req.write(req.args[1] + at + MSGHDR.size, struct.pack("<I", sum(parts[1::2])))
+        req.write(req.args[1] + at + MSGHDR.size, struct.pack("<I", sum(parts[1::2]) & 0xFFFFFFFF))
         if address is not None:
             offsets.append(at)
             struct.pack_into("<QI", block, at, len(block) + len(texts), len(address))
