@@ -9,7 +9,6 @@ sockaddr_nl are answered here.
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -24,9 +23,9 @@ from typing import Any, Protocol
 from umvm import Reply, Request
 from umvm.interfaces.network import Made, NetworkStack, Socket
 from umvm.syscalls.context import signed
-from umvm.syscalls.waiting import ERESTARTSYS, wait
 from umvm.vfs.permission import fail
 
+from . import receiving
 from .netlink import RouteSession
 from .netlink_diag import DiagSession, InetSocket
 from .netlink_state import (
@@ -44,15 +43,11 @@ _SWITCHES = {_PKTINFO: "pktinfo", 4: "errors", 5: "no_enobufs", 8: "all_nsid", _
 _SO_TYPE, _SO_PROTOCOL, _SO_DOMAIN = 3, 38, 39
 _NAME = struct.Struct("=HxxII")
 """struct sockaddr_nl."""
-_MSGHDR = struct.Struct("=QIxxxxQQQQIxxxx")
-_MMSGHDR_SIZE = 64
-_IOVEC = struct.Struct("=QQ")
 _CMSG = struct.Struct("=QiiI")
 _MAX_REQUEST = 1 << 16
 _MAX_WAITING = 4096
 """Datagrams kept for a guest that doesn't read; notifications beyond that are lost."""
 _GROUPS_MAX = 64
-_IOV_MAX = 1024
 
 
 class Session(Protocol):
@@ -210,11 +205,11 @@ class NetlinkSocket(Socket):
 
     def sendmmsg(self, req: Request) -> None:
         """sendmmsg(2)."""
-        for index in range(min(req.args[2] & 0xFFFFFFFF, _IOV_MAX)):
-            self._check_message(req, req.args[1] + index * _MMSGHDR_SIZE)
+        for index in range(min(req.args[2] & 0xFFFFFFFF, receiving.IOV_MAX)):
+            self._check_message(req, req.args[1] + index * receiving.MMSGHDR_SIZE)
 
     def _check_message(self, req: Request, at: int) -> None:
-        name, size, *_ = _MSGHDR.unpack(req.read(at, _MSGHDR.size))
+        name, size, *_ = receiving.MSGHDR.unpack(req.read(at, receiving.MSGHDR.size))
         if name and size:
             _check_destination(*_name(req, name, size))
 
@@ -222,89 +217,25 @@ class NetlinkSocket(Socket):
 
     def recvfrom(self, req: Request) -> Reply:
         """recvfrom(2) with room for an address."""
-        _, buffer, size, flags, name, name_size = req.args
-
-        def give(data: bytes) -> Reply:
-            req.write(buffer, data[:size])
-            _put_name(req, name, name_size, 0, 0)
-            whole = len(data) if flags & socket.MSG_TRUNC else min(len(data), size)
-            return Reply.value(whole)
-
-        return self._receive(req, flags & 0xFFFFFFFF, give)
+        return receiving.recvfrom(self._server.vm, req, self._take)
 
     def recvmsg(self, req: Request) -> Reply:
         """recvmsg(2)."""
-        _, at, flags, *_ = req.args
-        head = req.read(at, _MSGHDR.size)
-        return self._receive(
-            req, flags & 0xFFFFFFFF, lambda data: self._give(req, at, head, flags, data)
-        )
+        return receiving.recvmsg(self._server.vm, req, self._take)
 
     def recvmmsg(self, req: Request) -> Reply:
-        """recvmmsg(2): one message, which is allowed."""
-        at, count, flags = req.args[1:4]
-        if not count:
-            return Reply.value(0)
-        head = req.read(at, _MSGHDR.size)
+        """recvmmsg(2)."""
+        return receiving.recvmmsg(self._server.vm, req, self._take)
 
-        def give(data: bytes) -> Reply:
-            size = self._give(req, at, head, flags, data).number
-            req.write(at + _MSGHDR.size, struct.pack("=I", size))
-            return Reply.value(1)
-
-        return self._receive(req, flags & 0xFFFFFFFF, give)
-
-    def _give(self, req: Request, at: int, head: bytes, flags: int, data: bytes) -> Reply:
-        """Fill in what a msghdr points to, and the msghdr."""
-        name, name_size, vector, count, control, room, _ = _MSGHDR.unpack(head)
-        if count > _IOV_MAX:
-            raise fail(errno.EMSGSIZE)
-        done = 0
-        for base, size in _IOVEC.iter_unpack(req.read(vector, count * _IOVEC.size)):
-            if done >= len(data):
-                break
-            req.write(base, data[done : done + size])
-            done += min(size, len(data) - done)
-        shown = 0
-        if name:
-            req.write(name, _NAME.pack(socket.AF_NETLINK, 0, 0)[:name_size])
-            shown = _NAME.size
-        told = socket.MSG_TRUNC if done < len(data) else 0
-        extra = b""
+    def _take(self, copy: socket.socket, flags: int) -> receiving.Received:
+        """A datagram; all come from the kernel."""
+        look = socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT
+        size = copy.recv_into(bytearray(1), 1, look)
+        control = b""
         if self._options.get("pktinfo"):
-            extra = _CMSG.pack(_CMSG.size, SOL_NETLINK, _PKTINFO, 0)
-            if room < len(extra):
-                extra, told = b"", told | socket.MSG_CTRUNC
-        req.write(control, extra)
-        req.write(at, _MSGHDR.pack(name, shown, vector, count, control, len(extra), told))
-        return Reply.value(len(data) if flags & socket.MSG_TRUNC else done)
-
-    def _receive(self, req: Request, flags: int, give: Callable[[bytes], Reply]) -> Reply:
-        """Give the next datagram when there is one."""
-        copy = socket.socket(fileno=req.getfd(signed(req.args[0])))
-        no_wait = flags & socket.MSG_DONTWAIT or fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_NONBLOCK
-        peek = flags & socket.MSG_PEEK
-
-        def attempt() -> Reply | None:
-            try:
-                look = socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT
-                size = copy.recv_into(bytearray(1), 1, look)
-                return give(copy.recv(max(size, 1), peek | socket.MSG_DONTWAIT))
-            except BlockingIOError:
-                return None
-
-        try:
-            reply = attempt()
-        except OSError:
-            copy.close()
-            raise
-        if reply is not None or no_wait:
-            copy.close()
-            return reply or Reply.error(errno.EAGAIN)
-        return wait(
-            self._server.vm, req, copy.fileno(), select.POLLIN, attempt,
-            lambda: Reply.error(ERESTARTSYS), copy.close,
-        )  # fmt: skip
+            control = _CMSG.pack(_CMSG.size, SOL_NETLINK, _PKTINFO, 0)
+        data = copy.recv(max(size, 1), flags)
+        return receiving.Received(data, _NAME.pack(socket.AF_NETLINK, 0, 0), control)
 
     # --- options ---------------------------------------------------------------------------------
 
@@ -484,11 +415,4 @@ def _check_destination(pid: int, groups: int) -> None:
 
 
 def _put_name(req: Request, at: int, size_at: int, pid: int, groups: int) -> None:
-    """Write a sockaddr_nl as far as there is room for it, and its size."""
-    if not at:
-        return
-    (room,) = struct.unpack("=i", req.read(size_at, 4))
-    if room < 0:
-        raise fail(errno.EINVAL)
-    req.write(at, _NAME.pack(socket.AF_NETLINK, pid, groups)[:room])
-    req.write(size_at, struct.pack("=i", _NAME.size))
+    receiving.put_name(req, at, size_at, _NAME.pack(socket.AF_NETLINK, pid, groups))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import select
@@ -27,7 +26,9 @@ from umvm.syscalls.context import signed
 from umvm.syscalls.waiting import ERESTARTSYS, wait
 from umvm.vfs.permission import fail
 
+from .receiving import nonblocking, timeout_of
 from .rules import BIND, CONNECT, IP, Policy, Where, plain
+from .rules_dns import Resolvers
 from .rules_log import Denials
 from .rules_names import DNS, Forwarder, Names, mapped, nameservers, servers_of
 
@@ -94,6 +95,7 @@ class Rules:
             self._forwarder = Forwarder(self._names, servers)
             self._nameservers = {plain(address) for address in nameservers()}
         self._here = _namespace()
+        self._resolvers = Resolvers(vm)
 
     def close(self) -> None:
         """The VM ends."""
@@ -112,7 +114,7 @@ class Rules:
             names = self._names.of(where.address)
             why = self.policy.objection(where, names)
         if why:
-            self.denials.add(req.tid, _program(req.tid), where, names, why)
+            self.denials.add(req.tid, where, names, why)
             raise fail(errno.EACCES)
 
     def _target(self, copy: socket.socket, name: bytes, sending: bool) -> tuple[IP, int] | None:
@@ -178,9 +180,14 @@ class Rules:
         name = _name(req, copy, req.args[1], req.args[2])
         return self._perhaps_later(req, copy, lambda: self._connect(req, copy, name))
 
-    def _connect(self, req: Request, copy: socket.socket, name: bytes) -> Reply:
-        name = self._allowed(req, copy, name, False)
-        blocking = not fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_NONBLOCK
+    def _connect(self, req: Request, copy: socket.socket, given: bytes) -> Reply:
+        name = self._allowed(req, copy, given, False)
+        if copy.type == socket.SOCK_DGRAM:
+            number = _connect(copy, name)
+            if name != given and not number:
+                self._resolvers.answers_to(copy, given, name)
+            return _reply(number)
+        blocking = not nonblocking(copy)
 
         def attempt() -> Reply | None:
             number = _connect_briefly(copy, name) if blocking else _connect(copy, name)
@@ -188,20 +195,21 @@ class Rules:
                 return None
             return _reply(number)
 
-        reply = attempt()
-        if reply is None:
-            keep = socket.socket(fileno=os.dup(copy.fileno()))
+        if (reply := attempt()) is not None:
+            return reply
+        keep = socket.socket(fileno=os.dup(copy.fileno()))
 
-            def again() -> Reply | None:
-                number = _connect_briefly(keep, name)
-                waiting = number in (errno.EINPROGRESS, errno.EALREADY)
-                return None if waiting else _reply(number if number != errno.EISCONN else 0)
+        def again() -> Reply | None:
+            number = _connect_briefly(keep, name)
+            waiting = number in (errno.EINPROGRESS, errno.EALREADY)
+            return None if waiting else _reply(number if number != errno.EISCONN else 0)
 
-            return wait(
-                self._vm, req, keep.fileno(), select.POLLOUT, again,
-                lambda: Reply.error(ERESTARTSYS), keep.close,
-            )  # fmt: skip
-        return reply
+        timeout = timeout_of(copy)
+        number = ERESTARTSYS if timeout is None else errno.EINTR
+        return wait(
+            self._vm, req, keep.fileno(), select.POLLOUT, again, lambda: Reply.error(number),
+            keep.close, timeout, errno.EINPROGRESS,
+        )  # fmt: skip
 
     def bind(self, req: Request) -> Reply | None:
         """bind(2)."""
@@ -293,8 +301,7 @@ class Rules:
         size = self._send_now(req, copy, message)
         if size is not None:
             return done(size)
-        nonblock = fcntl.fcntl(copy, fcntl.F_GETFL) & os.O_NONBLOCK
-        if nonblock or message.flags & socket.MSG_DONTWAIT:
+        if nonblocking(copy) or message.flags & socket.MSG_DONTWAIT:
             return Reply.error(errno.EAGAIN)
         keep = socket.socket(fileno=os.dup(copy.fileno()))
 
@@ -321,6 +328,8 @@ class Rules:
         flags = message.flags & ~_MSG_ZEROCOPY | _OWN_FLAGS
         size: int = _libc.sendmsg(copy.fileno(), ctypes.byref(header), ctypes.c_int(flags))
         if size >= 0:
+            if name and message.name and self._forwarder is not None and name != message.name:
+                self._resolvers.answers_to(copy, message.name, name)
             return size
         number = ctypes.get_errno()
         if number == errno.EAGAIN:
@@ -472,8 +481,6 @@ def _connect_briefly(copy: socket.socket, name: bytes) -> int:
     O_NONBLOCK would be seen by others who have the socket.
     """
     before = copy.getsockopt(socket.SOL_SOCKET, _SO_SNDTIMEO, 16)
-    if any(before):  # the guest wants a timeout of its own
-        return _connect(copy, name)
     copy.setsockopt(socket.SOL_SOCKET, _SO_SNDTIMEO, struct.pack("=qq", 0, 1))
     try:
         return _connect(copy, name)
@@ -483,11 +490,3 @@ def _connect_briefly(copy: socket.socket, name: bytes) -> int:
 
 def _reply(number: int) -> Reply:
     return Reply.error(number) if number else Reply.value(0)
-
-
-def _program(tid: int) -> str:
-    try:
-        with open(f"/proc/{tid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -29,12 +29,12 @@ class Denials:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o666)
 
-    def add(self, tid: int, program: str, where: Where, names: list[str], why: str) -> None:
+    def add(self, tid: int, where: Where, names: list[str], why: str) -> None:
         """Something was denied."""
         entry = {
             "time": round(time.time(), 3),
             "pid": tid,
-            "program": program,
+            "program": _program(tid),
             "direction": where.direction,
             "protocol": where.protocol,
             "address": str(where.address),
@@ -63,3 +63,11 @@ class Denials:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+
+def _program(tid: int) -> str:
+    try:
+        with open(f"/proc/{tid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -298,16 +298,26 @@ def accept():
 threading.Thread(target=accept, daemon=True).start()
 late.connect(server.getsockname())
 print("connected", late.getblocking(), late.getsockopt(1, 21, 16) == bytes(16))
+server, full = socket.create_server(("127.0.0.1", 0), backlog=0), []
+while True:
+    s = socket.socket(); s.setblocking(False)
+    try:
+        s.connect(server.getsockname())
+    except BlockingIOError:
+        pass
+    full.append(s)
+    if not select.select([], [s], [], 0.3)[1]:
+        break
 late = socket.socket()
-late.settimeout(None)
-late.setsockopt(1, 21, struct.pack("=qq", 5, 0))
+late.setsockopt(1, 21, struct.pack("=qq", 0, 300000))
+t("late", lambda: late.connect(server.getsockname()))
 """
 
 
 def test_a_blocking_connect_waits_and_is_interrupted(runner: Runner) -> None:
     native = runner.run(guest(WAITING)).ok()
     vm = runner.umvm(guest(WAITING), options=["--net", "allow=127.0.0.1"]).ok()
-    assert vm == native == "interrupted\nconnected True True\n"
+    assert vm == native == "interrupted\nconnected True True\nlate EINPROGRESS\n"
 
 
 def test_ports_below_1024_by_a_map(umvm_run: Run) -> None:
@@ -402,6 +412,39 @@ def test_a_name_is_looked_up_by_the_supervisor(
     assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
     options = ["--net", f"allow=localhost:{echo}"]  # the host's /etc/hosts
     assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
+
+
+def test_resolvers_that_check_who_answers(
+    umvm_run: Run, echo: int, dns: Callable[..., int]
+) -> None:
+    """Unconnected UDP sockets (musl, c-ares) see answers come from the nameserver they asked."""
+    server = dns("a.good.test=127.0.0.1")
+    source = """
+import re
+text = open("/etc/resolv.conf").read() if os.path.exists("/etc/resolv.conf") else ""
+place = (re.findall(r"^nameserver ([0-9.]+)$", text, re.M) or ["127.0.0.1"])[0], 53
+query = b"\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1a\\4good\\4test\\0\\0\\1\\0\\1"
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.settimeout(10)
+u.sendto(query, place)
+data, sender = u.recvfrom(512)
+print(sender == place, data[-4:])
+u.sendmsg([query], [], 0, place)
+data, _, flags, sender = u.recvmsg(20)
+print(sender == place, flags == socket.MSG_TRUNC, len(data))
+other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+other.bind(("127.0.0.1", 0))
+other.sendto(b"else", ("127.0.0.1", u.getsockname()[1]))
+print(u.recvfrom(9)[1] == other.getsockname())
+t("then", lambda: socket.create_connection(("127.0.0.1", port)).close())
+"""
+    allow = f"*.good.test:{echo},udp://127.0.0.1"
+    options = ["--net", f"allow={allow},dns=127.0.0.1:{server}"]
+    shown = umvm_run(guest(source, port=echo), options=options).ok()
+    assert shown == "True b'\\x7f\\x00\\x00\\x01'\nTrue True 20\nTrue\nthen None\n"
+    if shutil.which("node"):
+        script = "require('dns').resolve4('a.good.test', (e, a) => console.log(e || a[0]))"
+        assert umvm_run(["node", "-e", script], options=options).ok() == "127.0.0.1\n"
 
 
 def test_curl(runner: Runner, dns: Callable[..., int], tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class Socket:
     the first. None: the kernel runs the call. OSError: the guest gets that.
     """
 
+    table = "unix"
+    """The kind of the kernel's socket: where /proc/net lists it."""
+
     def __init__(self, stack: NetworkStack, family: int, kind: int, protocol: int) -> None:
         """`kind` is SOCK_STREAM, SOCK_DGRAM…, without flags."""
         self.stack, self.family, self.kind, self.protocol = stack, family, kind, protocol
