@@ -84,9 +84,10 @@ class Policy:
         """Are there rules about names?"""
         return any(rule.name for rule in (*self.allow, *self.deny))
 
-    def exact_names(self) -> list[str]:
-        """The names that can be looked up beforehand."""
-        return sorted({rule.name for rule in (*self.allow, *self.deny) if rule.exact})
+    @staticmethod
+    def exact_names(rules: list[Rule]) -> list[str]:
+        """The names in rules that can be looked up beforehand."""
+        return sorted({rule.name for rule in rules if rule.exact})
 
     def objection(self, where: Where, names: Iterable[str] = ()) -> str:
         """Why something is denied; empty: it isn't."""

@@ -35,6 +35,7 @@ from .rules_names import DNS, Forwarder, Names, mapped, nameservers, servers_of
 log = logging.getLogger(__name__)
 
 INET = (socket.AF_INET, socket.AF_INET6)
+_FAMILIES = (socket.AF_UNSPEC, *INET)
 _SO_TYPE, _SO_PROTOCOL, _SO_DOMAIN, _SO_SNDTIMEO, _SO_NETNS_COOKIE = 3, 38, 39, 21, 71
 _ADDRESS_MAX = 128
 """Bytes of struct sockaddr_storage."""
@@ -94,6 +95,7 @@ class Rules:
         if self.policy.names or not self._by_host:
             self._forwarder = Forwarder(self._names, servers)
             self._nameservers = {plain(address) for address in nameservers()}
+        self._looks_up = any(map(self.policy.exact_names, (self.policy.allow, self.policy.deny)))
         self._here = _namespace()
         self._resolvers = Resolvers(vm)
 
@@ -107,10 +109,12 @@ class Rules:
 
     def _judge(self, req: Request, where: Where) -> None:
         """**Errors** EACCES: it is denied."""
+        if self._forwarder is not None and (denied := self.policy.exact_names(self.policy.deny)):
+            self._forwarder.look_up(denied, self._by_host)
         names = self._names.of(where.address)
         why = self.policy.objection(where, names)
-        if why and self._forwarder is not None and (exact := self.policy.exact_names()):
-            self._forwarder.look_up(exact, self._by_host)
+        if why and self._forwarder is not None:
+            self._forwarder.look_up(self.policy.exact_names(self.policy.allow), self._by_host)
             names = self._names.of(where.address)
             why = self.policy.objection(where, names)
         if why:
@@ -137,9 +141,9 @@ class Rules:
         """The address to use for one that a guest gave. **Errors** EACCES."""
         target = self._target(copy, name, sending)
         if target is None:
-            if name[:2] not in (b"\0\0", b"") and len(name) >= 2:
+            if len(name) >= 2 and struct.unpack_from("=H", name)[0] not in _FAMILIES:
                 raise fail(errno.EAFNOSUPPORT)
-            return name
+            return name  # too short, or AF_UNSPEC, which ends a connection
         address, port = plain(target[0]), target[1]
         protocol = protocol_of(_option(copy, _SO_TYPE), _option(copy, _SO_PROTOCOL))
         if protocol in ("tcp", "udp"):
@@ -233,7 +237,7 @@ class Rules:
     def sendto(self, req: Request) -> Reply | None:
         """sendto(2) with an address."""
         _, data, size, flags, at, name_size = req.args
-        copy = self._copy(req)
+        copy = self._copy(req) if at else None
         if copy is None:
             return None
         if copy.type == socket.SOCK_STREAM:
@@ -338,7 +342,7 @@ class Rules:
 
     def _perhaps_later(self, req: Request, copy: socket.socket, work: Callable[[], Reply]) -> Reply:
         """Do a call now, or on a thread of its own if names may have to be looked up for it."""
-        if self._forwarder is None or not self.policy.exact_names():
+        if self._forwarder is None or not self._looks_up:
             with copy:
                 return work()
 

@@ -320,6 +320,55 @@ def test_a_blocking_connect_waits_and_is_interrupted(runner: Runner) -> None:
     assert vm == native == "interrupted\nconnected True True\nlate EINPROGRESS\n"
 
 
+HOSTILE = """
+import ctypes
+libc = ctypes.CDLL(None)
+good, bad = (struct.pack("=H", 2) + struct.pack("!H4s8x", port, socket.inet_aton(f"127.0.0.{n}"))
+             for n in (1, 2))
+name = ctypes.create_string_buffer(good, 16)
+data = ctypes.create_string_buffer(b"data")
+part = (ctypes.c_uint64 * 2)(ctypes.addressof(data), 4)
+head = (ctypes.c_uint64 * 8)(ctypes.addressof(name), 16, ctypes.addressof(part), 1, 0, 0, 0, 0)
+stop = False
+def change():
+    while not stop:
+        ctypes.memmove(name, bad, 16)
+        head[0] = 0
+        ctypes.memmove(name, good, 16)
+        head[0] = ctypes.addressof(name)
+threading.Thread(target=change, daemon=True).start()
+done = 0
+for _ in range(150):
+    with socket.socket() as s:
+        s.setblocking(False)
+        libc.connect(s.fileno(), name, 16)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
+        done += libc.sendto(u.fileno(), data, 4, 0, name, 16) == 4
+        done += libc.sendmsg(u.fileno(), head, 0) == 4
+        done += libc.sendmmsg(u.fileno(), head, 1, 0) == 1
+stop = True
+print(done > 0)
+"""
+
+
+def test_an_address_that_changes_meanwhile(umvm_run: Run) -> None:
+    """The address that is used is the one that was judged."""
+    good, forbidden = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    port = good.getsockname()[1]
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with good, forbidden, datagrams:
+        forbidden.bind(("127.0.0.2", port))
+        forbidden.listen()
+        datagrams.bind(("127.0.0.2", port))
+        forbidden.setblocking(False)
+        datagrams.setblocking(False)
+        options = ["--net", f"allow=127.0.0.1:{port}"]
+        assert umvm_run(guest(HOSTILE, port=port), options=options).ok() == "True\n"
+        for attempt in (forbidden.accept, lambda: datagrams.recv(9)):
+            with pytest.raises(BlockingIOError):
+                attempt()
+
+
 def test_ports_below_1024_by_a_map(umvm_run: Run) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
@@ -410,6 +459,9 @@ def test_a_name_is_looked_up_by_the_supervisor(
     source += 't("other", lambda: socket.create_connection(("127.0.0.2", port)))\n'
     options = ["--net", f"allow=one.test:{echo},dns=127.0.0.1:{server}"]
     assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
+    options = ["--net", f"deny=one.test,dns=127.0.0.1:{server}"]
+    shown = umvm_run(guest(source, port=echo), options=options).ok()
+    assert shown == "it EACCES\nother ECONNREFUSED\n"
     options = ["--net", f"allow=localhost:{echo}"]  # the host's /etc/hosts
     assert umvm_run(guest(source, port=echo), options=options).ok() == "it None\nother EACCES\n"
 
