@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Mapping, Sequence
-from functools import cache
+from dataclasses import astuple
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
@@ -241,9 +242,20 @@ def message(group: int, fields: Mapping[str, object], attrs: Sequence[tuple[str,
 
 def encode(thing: Thing, gone: bool, flags: int, seq: int, pid: int) -> bytes:
     """An RTM_NEW… or RTM_DEL… message about a thing."""
-    group = group_of(thing)
-    fields, attrs = describe(thing)
-    return message(group, fields, attrs, group + gone, flags, seq, pid)
+    text = _encoded(Link, astuple(thing)) if isinstance(thing, Link) else _encoded_frozen(thing)
+    kind = group_of(thing) + gone
+    return HEADER.pack(len(text), kind, flags, seq, pid) + text[HEADER.size :]
+
+
+@lru_cache(256)
+def _encoded(kind: type[Link], fields: tuple[Any, ...]) -> bytes:
+    """A message with an empty header; things are shown far more often than they change."""
+    return _encoded_frozen.__wrapped__(kind(*fields))
+
+
+@lru_cache(1024)
+def _encoded_frozen(thing: Thing) -> bytes:
+    return message(group_of(thing), *describe(thing), 0, 0, 0, 0)
 
 
 def describe(thing: Thing) -> tuple[dict[str, object], list[tuple[str, object]]]:

@@ -229,6 +229,7 @@ class NetlinkSocket(Socket):
 
     def _take(self, copy: socket.socket, flags: int) -> receiving.Received:
         """A datagram; all come from the kernel."""
+        self.serve()  # no need to wait for the thread to do it
         look = socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT
         size = copy.recv_into(bytearray(1), 1, look)
         control = b""
