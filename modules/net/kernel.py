@@ -12,21 +12,25 @@ names are private to the users of the stack.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from umvm import Reply
 from umvm.errors import UmvmError, UsageError
 from umvm.interfaces.network import Made, NetworkStack
 
-from . import kernel_helper
+from . import ifnames, kernel_helper
 
 if TYPE_CHECKING:
     from umvm import Request
+    from umvm.routes import Route
 
 _SPACE = "/proc/{}/ns/"
 _CLOSED = "-t none -u none -T none -U none".split()
@@ -55,9 +59,9 @@ _END_WAIT = 5.0
 class KernelStack(NetworkStack):
     """A network namespace."""
 
-    def __init__(self, exit_by: str = "", unix: bool = False) -> None:
+    def __init__(self, vm: Any, exit_by: str = "", unix: bool = False) -> None:
         """Start the helper. UmvmError: the host doesn't let us."""
-        self._unix = unix
+        self._vm, self._unix = vm, unix
         self._lock = threading.Lock()
         self.exit = _installed(exit_by) if exit_by else ""
         said = os.memfd_create("umvm-net-errors")
@@ -110,6 +114,20 @@ class KernelStack(NetworkStack):
         if number:
             raise OSError(number, os.strerror(number))
         return Made(fds[0])
+
+    def routes(self) -> Sequence[Route]:
+        """Questions about interfaces on sockets of the host."""
+        return [ifnames.route(self._vm, self, self._interface)]
+
+    def _interface(self, req: Request) -> Reply:
+        """Ask in the namespace. **Errors** ENODEV, EADDRNOTAVAIL, EFAULT."""
+        command, at = req.args[1] & 0xFFFFFFFF, req.args[2]
+        request = req.read(at, ifnames.IFREQ)
+        made = self.socket(req, socket.AF_INET, socket.SOCK_DGRAM, 0)
+        assert made is not None
+        with socket.socket(fileno=made.fd) as sock:
+            req.write(at, fcntl.ioctl(sock, command, request))
+        return Reply.value(0)
 
     def describe(self) -> str:
         """The helper, for nsenter(1)."""
@@ -165,4 +183,4 @@ def make(vm: Any, argument: str, options: dict[str, str]) -> KernelStack:
         raise UsageError(f"kernel: exit is one of {', '.join(WAYS_OUT)}, auto, not {exit_by!r}")
     if options.get("unix", "private") != "private":
         raise UsageError("kernel: unix can be private only")
-    return KernelStack(exit_by, "unix" in options)
+    return KernelStack(vm, exit_by, "unix" in options)

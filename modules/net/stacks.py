@@ -119,7 +119,7 @@ class Stacks:
         kind, argument, own = parse_net(source)
         kind = os.path.basename(kind)  # made absolute where a file has that name
         stack = self._make(kind, argument, {**own, **options})
-        if stack.routes():
+        if getattr(stack, "rules", None) is not None:
             stack.close()
             raise UsageError("rules are for a whole VM: give them with umvm run --net")
         return StackFile(self, stack, owned=True)

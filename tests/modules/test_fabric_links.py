@@ -75,6 +75,15 @@ subprocess.run("ss -tanH", shell=True)'
     ]
 
 
+def test_names_and_numbers_of_interfaces(vm: Vm) -> None:
+    """On an AF_UNIX socket, as the C library asks."""
+    source = (
+        "import socket as s; print(s.if_nametoindex('eth0'), s.if_indextoname(2), s.if_nameindex())"
+    )
+    shown = vm(f"""{" ".join(PYTHON)} -c "{source}" """).ok()
+    assert shown == "2 eth0 [(1, 'lo'), (2, 'eth0')]\n"
+
+
 def test_changes_take_effect(vm: Vm) -> None:
     shown = vm(
         """

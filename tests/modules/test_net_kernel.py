@@ -50,11 +50,13 @@ def test_it_is_a_network_of_its_own(vm: Run) -> None:
     ip link add umvt0 type veth peer name umvt1; ip link set umvt0 up; ip link set umvt1 up
     ip addr add 10.99.0.1/24 dev umvt0; ip -br -4 addr show umvt0; ip route
     """
+    body += f"""{" ".join(PYTHON)} -c 'import socket; print(socket.if_nametoindex("umvt0"))'
+    ip -o link show umvt0 | cut -d : -f 1"""
     lines = vm(body, KERNEL).ok().splitlines()
     assert lines[0].split() == ["lo", "UNKNOWN", "127.0.0.1/8", "::1/128"]
     assert lines[1].split() == ["umvt0@umvt1", "UP", "10.99.0.1/24"]
     assert lines[2].strip() == "10.99.0.0/24 dev umvt0 proto kernel scope link src 10.99.0.1"
-    assert len(lines) == 3
+    assert len(lines) == 5 and lines[3] == lines[4]
 
 
 def sockets() -> list[object]:

@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umvm.errors import NotFound, UsageError
@@ -33,6 +34,7 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     from umvm import Request
+    from umvm.routes import Route
 
     from .links import Links
 
@@ -98,6 +100,14 @@ class Fabric(NetworkStack):
             raise fail(errno.EPROTONOSUPPORT)
         made = _socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
         return Made(made.detach(), TYPES[plain](self, family, plain, own))
+
+    def routes(self) -> Sequence[Route]:
+        """Questions about interfaces on sockets of the host."""
+        from umvm.modules.net import ifnames
+
+        from . import interfaces
+
+        return [ifnames.route(self.vm, self, lambda req: interfaces.ioctl(self, req))]
 
     def links(self) -> Links:
         """What netlink knows of this host."""
