@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from harness import GUESTS, Body, Result, Runner
@@ -100,14 +101,22 @@ ip -j addr show lo
 ADD = "ip link add umvt0 address 02:00:00:00:00:07 index 2 type"
 
 
+def oracle_kind() -> str:
+    """A type of link that the host's kernel has without loading a module for it."""
+    for kind in ("dummy", "ifb"):
+        if Path(f"/sys/module/{kind}").exists() or Path(f"/sys/class/net/{kind}0").exists():
+            return kind
+    pytest.skip("the kernel has neither dummy nor ifb links")
+
+
 def test_iproute2_shows_and_changes_as_in_a_kernel(umvm_run: Run) -> None:
     needs("ip", "unshare")
     native = subprocess.run(
-        ["unshare", "-Urn", "bash", "-c", f"exec 2>&1; {ADD} ifb || exit 9; {SCRIPT}"],
+        ["unshare", "-Urn", "bash", "-c", f"exec 2>&1; {ADD} {oracle_kind()} || exit 9; {SCRIPT}"],
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     if native.returncode:
-        pytest.skip("no network namespace with an ifb device to compare with")
+        pytest.skip("no network namespace to compare with")
     expected = native.stdout.replace("pfifo_fast", "noqueue").replace("qlen 32", "qlen 1000")
     vm = umvm_run(["bash", "-c", f"exec 2>&1; {ADD} dummy; {SCRIPT}"], modules=[EMPTY])
     assert re.sub(r"uid \d+ ", "uid 0 ", vm.stdout) == expected
