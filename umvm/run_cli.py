@@ -39,6 +39,7 @@ OPTIONS = (
         ("--bind-system",), "bind_system", FLAG, "", "Bind /dev, /proc, /sys, /tmp, resolv.conf…"
     ),
     Option(("--net",), "net", ONE, "KIND[:ARG][,opt=val]", "The network stack (the host's)."),
+    Option(("--net-log",), "net_log", ONE, "FILE", "Log there what rules of --net have denied."),
     Option(("--ip",), "ip", ONE, "ADDR", "The VM's address, with --net fabric (next free one)."),
     Option(("--engine",), "engine", ONE, "notify|agent|auto", "How calls are caught (auto)."),
     Option(("--fakeroot",), "fakeroot", FLAG, "", "Be root, and remember owners and devices."),
@@ -140,6 +141,7 @@ def run(
     lenient: bool = False,
     net: str | None = None,
     ip: str | None = None,
+    net_log: str | None = None,
 ) -> int:
     """Run a command in a new VM and return its exit status.
 
@@ -173,6 +175,10 @@ def run(
     if net is not None:
         specs.parse_net(net)
         network = {"default": net} | ({"ip": ip} if ip is not None else {})
+        if net_log is not None:
+            network["log"] = os.path.abspath(net_log)
+    elif net_log is not None:
+        raise UsageError("--net-log needs --net")
     elif ip is not None:
         raise UsageError("--ip needs --net")
     if name is not None:

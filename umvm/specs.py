@@ -77,6 +77,7 @@ def parse_bind(text: str) -> BindSpec:
         raise UsageError(f"bad bind mount {text!r}: expected SRC[:DST[:ro]]")
     return BindSpec(source, os.path.join(os.getcwd(), target), options)
 
+
 def parse_net(text: str) -> tuple[str, str, dict[str, str]]:
     """Parse `KIND[:ARG][,opt=val…]`: a network stack, its argument, its options.
 

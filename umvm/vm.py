@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
@@ -19,6 +20,7 @@ from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
 from umvm.guest import bound, describe, procidentity
+from umvm.guest.abstract import AbstractNames
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
@@ -94,6 +96,7 @@ class VirtualMachine:
         self.engine.set_answers(same_rights(os.getpid()))
         self.sockets = Sockets(self.engine.add_socket, self.engine.drop_socket)
         self.stacks: Any = None
+        self.abstract: AbstractNames | None = None
         self.manager = ModuleManager(self)
 
     def _make_engine(self, kind: str) -> Engine | AgentEngine:
@@ -480,10 +483,8 @@ def kill(pid: int, number: int) -> None:
     """Send a signal; a process that is gone is no error."""
     if pid <= 0:  # seccomp gives 0 for a thread that has died; kill(2) would take it for our group
         return
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _act_as_supervisor() -> None:

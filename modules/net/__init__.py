@@ -2,7 +2,8 @@
 
 `umvm mount -t net KIND[:ARG] /dev/net/NAME` loads one, `umvm stack /dev/net/NAME CMD…` runs a
 command with it. Options of the module: `default=` the stack of processes that have chosen none, as
-KIND[:ARG], `host` by default; any other is an option of that stack.
+KIND[:ARG], `host` by default; `abstract=private` makes abstract AF_UNIX names the VM's own;
+any other is an option of that stack.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def umvm_start(vm: Any, options: dict[str, str]) -> list[Route]:
         SyscallClass(("socketpair",), stacks.socketpair),
         Verb("stack", stacks.choose),
         Verb("net", stacks.net),
+        *stacks.routes(),
     ]
 
 
@@ -46,5 +48,7 @@ def umvm_commands() -> Sequence[click.Command]:
     """`umvm stack`, `umvm net`."""
     from .commands import stack
     from .netcommands import net
+    from .rules_cli import log
 
+    net.add_command(log)
     return [stack, net]

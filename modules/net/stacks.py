@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from umvm import Reply, Request
 from umvm.errors import NotFound, UsageError
+from umvm.guest.abstract import AbstractNames
 from umvm.interfaces.network import SOCK_FLAGS, NetworkStack, Socket, refusal
+from umvm.routes import Route, SyscallClass
 from umvm.specs import parse_net
 
 from .stackfile import StackFile
@@ -26,6 +28,8 @@ FAMILIES = {
     "packet": socket.AF_PACKET,
 }
 """The families that a process can choose a stack for by name."""
+_NAMING = tuple("bind connect sendto sendmsg sendmmsg getsockname getpeername".split())
+"""The calls with names of AF_UNIX sockets."""
 ANY = 0
 _MARK = "stack"
 
@@ -53,11 +57,14 @@ class Stacks:
         self._vm = vm
         self._stacks: dict[str, NetworkStack] = {}
         kind, argument, own = parse_net(default)
+        options = {**own, **options}
+        self._private = _wants_private_names(options)
         for plain in ("host", "null"):
-            if plain != kind or argument or own or options:
+            if plain != kind or argument or options:
                 self._stacks[plain] = self._make(plain, "", {})
         self._default = f"{kind}:{argument}" if argument else kind
-        self._stacks[self._default] = self._make(kind, argument, {**own, **options})
+        self._stacks[self._default] = self._make(kind, argument, options)
+        vm.abstract = AbstractNames() if self._private else None
         self._files: list[Any] = []
         self._mount_files()
 
@@ -70,6 +77,13 @@ class Stacks:
         except ModuleNotFoundError as error:
             raise UsageError(f"the network stack {kind!r} is not in this version") from error
         return cast(Make, module.make)(self._vm, argument, options)
+
+    def routes(self) -> Sequence[Route]:
+        """What the VM's first stack answers for beside sockets."""
+        routes = list(self._stacks[self._default].routes())
+        if self._private:  # the families do it, if they are asked
+            routes.append(SyscallClass(_NAMING, lambda req: None))
+        return routes
 
     # --- the calls -------------------------------------------------------------------------------
 
@@ -104,7 +118,11 @@ class Stacks:
             return StackFile(self, self._stacks[source])
         kind, argument, own = parse_net(source)
         kind = os.path.basename(kind)  # made absolute where a file has that name
-        return StackFile(self, self._make(kind, argument, {**own, **options}), owned=True)
+        stack = self._make(kind, argument, {**own, **options})
+        if getattr(stack, "rules", None) is not None:
+            stack.close()
+            raise UsageError("rules are for a whole VM: give them with umvm run --net")
+        return StackFile(self, stack, owned=True)
 
     def uses(self, stack: NetworkStack) -> int:
         """How many sockets of a stack are open."""
@@ -130,6 +148,7 @@ class Stacks:
                 self._vm.remove(mount, force=True)
         for stack in set(self._stacks.values()):
             stack.close()
+        self._vm.abstract = None
         self._stacks.clear()
 
     # --- what commands ask -----------------------------------------------------------------------
@@ -188,6 +207,14 @@ class Stacks:
                 file = EtcFile(self, path, method)
                 name = os.fsdecode(os.path.basename(path))
                 self._files.append(self._vm.mount_object(file, "net", name, path, {"ro": ""}, ""))
+
+
+def _wants_private_names(options: dict[str, str]) -> bool:
+    """Take the option `abstract` out. UsageError: its value."""
+    value = options.pop("abstract", "shared")
+    if value not in ("shared", "private"):
+        raise UsageError(f"abstract is shared or private, not {value!r}")
+    return value == "private"
 
 
 def _signed(number: int) -> int:

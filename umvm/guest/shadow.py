@@ -7,7 +7,6 @@
                              p  FIFOs and bound sockets
                              x  programs while they run
                              g  empty trees, mount points for what is mounted on missing names
-                             b  links to directories with long names, for sockets
 
 A living VM holds an exclusive flock(2) on its directory: that tells leftovers from the living.
 """
@@ -26,8 +25,7 @@ from collections.abc import Iterable, Sequence
 
 from umvm.guest.watch import CloseWatch
 
-KINDS = (b"o", b"d", b"s", b"c", b"p", b"x", b"g", b"b")
-SUN_PATH = 108
+KINDS = (b"o", b"d", b"s", b"c", b"p", b"x", b"g")
 ROOMY = 256 << 20
 """Bytes that should be free: what guests map is kept there."""
 
@@ -79,7 +77,6 @@ class Shadow:
     def __init__(self, name: str, directories: Iterable[bytes] | None = None) -> None:
         """**Errors** ENOTSUP: no directory offers what is needed, with the reasons."""
         self._ids = itertools.count(1)
-        self._links: dict[bytes, bytes] = {}
         reasons = []
         for directory in candidates() if directories is None else directories:
             try:
@@ -116,25 +113,6 @@ class Shadow:
             else:
                 os.mkdir(end, 0o755)
         return place
-
-    def short(self, path: bytes) -> bytes:
-        """A path that fits into a socket's address, if need be by a link to its directory."""
-        if len(path) < SUN_PATH:
-            return path
-        directory, _, name = path.rpartition(b"/")
-        link = self._links.get(directory)
-        if link is None:
-            link = self.place("b", next(self._ids))
-            os.symlink(directory or b"/", link)
-            self._links[directory] = link
-        return link + b"/" + name
-
-    def whole(self, path: bytes) -> bytes:
-        """The path that `short` made another one of; others as they are."""
-        if not path.startswith(self.path + b"/b/"):
-            return path
-        link, _, name = path.rpartition(b"/")
-        return next((d for d, made in self._links.items() if made == link), link) + b"/" + name
 
     def close(self) -> None:
         """Remove the directory with all it holds. Idempotent."""

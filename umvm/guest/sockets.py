@@ -2,7 +2,7 @@
 
 A socket's inode goes with it through fork, dup and SCM_RIGHTS, and /proc/TID/fd/N tells it. Nobody
 tells of the last close; sockets that are gone are looked for when there have become many, or when
-somebody needs to know (`sweep`): as all are AF_UNIX sockets, /proc/net/unix lists those alive.
+somebody needs to know (`sweep`): /proc/net lists those alive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from umvm.interfaces.network import NetworkStack, Socket
 
 _LINK = b"socket:["
 FIRST_SWEEP = 1024
-_LINE = re.compile(rb"^[0-9a-f]+: [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ [0-9A-F]+ +(\d+)", re.M)
+_HEX = rb"[0-9A-F]+ "
+_FILES = {"unix": ("unix",), "udp": ("udp", "udp6")}
+_LINES = {
+    "unix": re.compile(rb"^[0-9a-f]+: " + 5 * _HEX + rb" *(\d+)", re.M),
+    "udp": re.compile(rb"^ *\d+: [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ +\d+ +\d+ (\d+)", re.M),
+}
+"""Where sockets are listed, by `Socket.table`, and the inode in a line."""
 
 
 class Sockets:
@@ -61,16 +67,21 @@ class Sockets:
 
     def used_by(self, stack: NetworkStack) -> int:
         """The number of open sockets of a stack."""
+        return len(self.of_stack(stack))
+
+    def of_stack(self, stack: NetworkStack) -> list[tuple[int, Socket]]:
+        """The open sockets of a stack, with their inodes."""
         self.sweep()
-        return sum(sock.stack is stack for sock in list(self._by_inode.values()))
+        return [(inode, s) for inode, s in list(self._by_inode.items()) if s.stack is stack]
 
     def sweep(self) -> None:
         """Forget the sockets that no process has any more."""
         with self._lock:
             if not self._by_inode:
                 return
+            tables = {sock.table for sock in self._by_inode.values()}
             before = set(self._by_inode)  # what is made from now on is not in question
-        alive = _alive()
+        alive = _alive(tables)
         with self._lock:
             dead = {i: self._by_inode.pop(i) for i in before - alive if i in self._by_inode}
             for inode in dead:
@@ -80,7 +91,15 @@ class Sockets:
             sock.gone()
 
 
-def _alive() -> set[int]:
-    """The inodes of all AF_UNIX sockets (proc_pid_net(5)); an unaccepted one has 0."""
-    with open("/proc/net/unix", "rb") as file:
-        return set(map(int, _LINE.findall(file.read())))
+def _alive(tables: set[str]) -> set[int]:
+    """The inodes of the sockets that are listed (proc_pid_net(5)): AF_UNIX ones, an unaccepted one
+    has 0; UDP ones, if they are bound."""
+    found: set[int] = set()
+    for table in tables:
+        for name in _FILES[table]:
+            try:
+                with open(f"/proc/net/{name}", "rb") as file:
+                    found.update(map(int, _LINES[table].findall(file.read())))
+            except FileNotFoundError:
+                pass  # no IPv6
+    return found

@@ -45,6 +45,8 @@ class Specials:
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
         self._by_id: dict[bytes, Special] = {}
+        self._short: dict[bytes, bytes] = {}
+        self._given: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -78,7 +80,20 @@ class Specials:
     def given_name(self, place: bytes) -> bytes | None:
         """The name that a guest gave a socket with this placeholder."""
         special = self.named(place)
-        return special.given if special is not None else None
+        return special.given if special is not None else self._given.get(place)
+
+    def short_path(self, path: bytes, given: bytes) -> bytes:
+        """A shorter path that leads to a long one of the host; `given` is what the guest said."""
+        directory, _, name = path.rpartition(b"/")
+        with self._lock:
+            link = self._short.get(directory)
+            if link is None:
+                link = self._shadow.place("p", next(self._ids))
+                os.symlink(directory, link)
+                self._short[directory] = link
+            short = link + b"/" + name
+            self._given[short] = given
+        return short
 
     def moved(self, mount: Mount, old: bytes, new: bytes, exchange: bool = False) -> None:
         """A file or directory was renamed; `exchange`: both were."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from core_accel.request import Reply, Request
+    from umvm.routes import Route
 
 SOCK_TYPE_MASK = 0xF
 SOCK_MAX, AF_MAX = 11, 46
@@ -40,6 +42,9 @@ class Socket:
     Each method is asked about one system call; its arguments are in `req.args`, the descriptor is
     the first. None: the kernel runs the call. OSError: the guest gets that.
     """
+
+    table = "unix"
+    """The kind of the kernel's socket: where /proc/net lists it."""
 
     def __init__(self, stack: NetworkStack, family: int, kind: int, protocol: int) -> None:
         """`kind` is SOCK_STREAM, SOCK_DGRAM…, without flags."""
@@ -133,6 +138,10 @@ class NetworkStack:
 
     def pair(self, req: Request, family: int, kind: int, protocol: int) -> None:
         """socketpair(2), which the kernel then runs. **Errors** as `socket`."""
+
+    def routes(self) -> Sequence[Route]:
+        """What else it answers for while it is the VM's first stack, in all processes."""
+        return ()
 
     def describe(self) -> str:
         """What reading the stack's file shows: lines of text."""

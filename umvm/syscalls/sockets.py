@@ -42,20 +42,34 @@ _AT_A_TIME = 3
 """Messages with their addresses that fit below a guest's stack."""
 
 
-def _path(req: Request, addr: int, size: int) -> bytes | None:
-    """The path in a socket address; None if it has another family, is abstract or unnamed."""
+def _name(req: Request, addr: int, size: int) -> bytes | None:
+    """The path in a socket address, or the abstract name with the NUL before it; None if it has
+    another family or is unnamed."""
     if size < 3 or size > 2 + SUN_PATH or not addr:
         return None
     data = req.read(addr, size)
     if struct.unpack_from("<H", data)[0] != socket.AF_UNIX:
         return None
-    return data[2:].split(b"\0", 1)[0] or None
+    return data[2:].split(b"\0", 1)[0] or data[2:]
+
+
+def _abstract(vm: VirtualMachine, name: bytes) -> bytes | None:
+    """The address to use for an abstract name; None: as it is."""
+    if vm.abstract is None:
+        return None
+    return struct.pack("<H", socket.AF_UNIX) + b"\0" + vm.abstract.outside(name[1:])
 
 
 def _pack(path: bytes) -> bytes:
     if len(path) >= SUN_PATH:
         raise fail(errno.ENAMETOOLONG)
     return struct.pack("<H", socket.AF_UNIX) + path + b"\0"
+
+
+def _pack_host(vm: VirtualMachine, where: Where, given: bytes) -> bytes:
+    """The address for a path of the host, however long it is."""
+    path = host_path(where)
+    return _pack(path if len(path) < SUN_PATH else vm.specials.short_path(path, given))
 
 
 def _unix(req: Request, fd: int) -> socket.socket | None:
@@ -78,18 +92,21 @@ def _unix(req: Request, fd: int) -> socket.socket | None:
 @handles("bind")
 def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
     """bind(2)."""
-    name = _path(req, req.args[1], signed(req.args[2]))
+    name = _name(req, req.args[1], signed(req.args[2]))
     copy = None if name is None else _unix(req, signed(req.args[0]))
     if name is None or copy is None:
         return None
     with copy:
+        if name[0] == 0:
+            private = _abstract(vm, name)
+            return None if private is None else req.rewrite({1: (private, []), 2: len(private)})
         where = locate(vm, req, AT_FDCWD, name, False, True)
         if where.mount is None:
             if where.bind is not None and where.bind.read_only:
                 readonly.check(req.nr, where)
             if not where.changed:
                 return None
-            address = _pack(vm.shadow.short(host_path(where)))
+            address = _pack_host(vm, where, name)
             return req.rewrite({1: address, 2: len(address)})
         mount, inside = where.mount, where.inside
         if copy.getsockname():
@@ -113,10 +130,12 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
 
 
 def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
-    """The address to use for a path that a guest wants to reach; None: as it is."""
+    """The address to use for a name that a guest wants to reach; None: as it is."""
+    if name[0] == 0:
+        return _abstract(vm, name)
     where: Where = locate(vm, req, AT_FDCWD, name)
     if where.mount is None:
-        return _pack(vm.shadow.short(host_path(where))) if where.changed else None
+        return _pack_host(vm, where, name) if where.changed else None
     caller = enter(vm, req)
     attr = where.attr or where.mount.fs.getattr(where.inside)
     check(where.mount, where.inside, caller, 2)
@@ -129,7 +148,7 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
 
 
 def _send_to(vm: VirtualMachine, req: Request, addr_index: int) -> Reply | None:
-    name = _path(req, req.args[addr_index], signed(req.args[addr_index + 1]))
+    name = _name(req, req.args[addr_index], signed(req.args[addr_index + 1]))
     copy = None if name is None else _unix(req, signed(req.args[0]))
     if name is None or copy is None:
         return None
@@ -137,7 +156,7 @@ def _send_to(vm: VirtualMachine, req: Request, addr_index: int) -> Reply | None:
     address = _destination(vm, req, name)
     if address is None:
         return None
-    return req.rewrite({addr_index: address, addr_index + 1: len(address)})
+    return req.rewrite({addr_index: (address, []), addr_index + 1: len(address)})
 
 
 @handles("connect")
@@ -159,7 +178,7 @@ def sys_sendmsg(vm: VirtualMachine, req: Request) -> Reply | None:
     if len(head) < MSGHDR.size:
         return None
     addr, size, *_ = MSGHDR.unpack(head)
-    name = _path(req, addr, size)
+    name = _name(req, addr, size)
     address = None if name is None else _destination(vm, req, name)
     if address is None:
         return None
@@ -178,7 +197,7 @@ def sys_sendmmsg(vm: VirtualMachine, req: Request) -> Reply | None:
         if len(head) < MMSGHDR:
             break
         addr, size, *_ = MSGHDR.unpack_from(head)
-        name = _path(req, addr, size)
+        name = _name(req, addr, size)
         try:
             addresses.append(None if name is None else _destination(vm, req, name))
         except OSError:
@@ -198,7 +217,7 @@ def _send_several(req: Request, heads: list[bytes], addresses: list[bytes | None
         _, _, _, vector, count, *_ = MSGHDR.unpack_from(block, at)
         # the kernel tells the lengths to the copy; a datagram goes as a whole or not at all
         parts = struct.unpack(f"<{2 * min(count, 1024)}Q", req.read(vector, 16 * min(count, 1024)))
-        req.write(req.args[1] + at + MSGHDR.size, struct.pack("<I", sum(parts[1::2])))
+        req.write(req.args[1] + at + MSGHDR.size, struct.pack("<I", sum(parts[1::2]) & 0xFFFFFFFF))
         if address is not None:
             offsets.append(at)
             struct.pack_into("<QI", block, at, len(block) + len(texts), len(address))
@@ -212,7 +231,7 @@ def _name_given(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
     space = vm.spaces.of(req.tid)
     if given is not None or space.plain or not name.startswith(b"/"):
         return given
-    return space.label(space.view.shown(vm.shadow.whole(name))[0])
+    return space.label(space.view.shown(name)[0])
 
 
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
@@ -224,16 +243,25 @@ def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
             name = copy.getpeername() if peer else copy.getsockname()
         except OSError:
             return None
-    given = _name_given(vm, req, os.fsencode(name)) if isinstance(name, str) and name else None
-    if given is None:
+    address = _given_address(vm, req, name)
+    if address is None:
         return None
     (room,) = struct.unpack("<i", req.read(req.args[2], 4))
     if room < 0:
         raise fail(errno.EINVAL)
-    address = _pack(given)
     req.write(req.args[1], address[:room])
     req.write(req.args[2], struct.pack("<i", len(address)))
     return DONE
+
+
+def _given_address(vm: VirtualMachine, req: Request, name: str | bytes) -> bytes | None:
+    """The address that a guest gave, for one of the host's; None: the same."""
+    if isinstance(name, str):
+        given = _name_given(vm, req, os.fsencode(name)) if name else None
+        return None if given is None else _pack(given)
+    if vm.abstract is None or name[:1] != b"\0":
+        return None
+    return struct.pack("<H", socket.AF_UNIX) + b"\0" + vm.abstract.inside(name[1:])
 
 
 @handles("getsockname")

@@ -48,17 +48,18 @@ def wait(
     interrupted: Callable[[], Reply],
     done: Callable[[], None],
     timeout: float | None = None,
+    too_late: int = errno.EAGAIN,
 ) -> Reply:
     """Answer later: `attempt` whenever `fd` has `events` (poll(2)), until it gives a reply.
 
     `interrupted` gives the reply when a signal comes; `done` is called at the end in any case. All
-    run on a thread of their own. After `timeout` seconds the call fails with EAGAIN.
+    run on a thread of their own. After `timeout` seconds the call fails with `too_late`.
     """
 
     def work() -> None:
         try:
             enter(vm, req)
-            reply = _loop(req, fd, events, attempt, interrupted, timeout)
+            reply = _loop(req, fd, events, attempt, interrupted, timeout, too_late)
         except OSError as error:
             reply = Reply.error(error.errno or errno.EIO)
         except Exception:
@@ -80,6 +81,7 @@ def _loop(
     attempt: Callable[[], Reply | None],
     interrupted: Callable[[], Reply],
     timeout: float | None,
+    too_late: int,
 ) -> Reply | None:
     poll = select.poll()
     poll.register(fd, events)
@@ -87,7 +89,7 @@ def _loop(
     while req.alive():
         left = INTERVAL if end is None else min(INTERVAL, 1000 * (end - time.monotonic()))
         if end is not None and left <= 0:
-            return Reply.error(errno.EAGAIN)
+            return Reply.error(too_late)
         if poll.poll(left):
             reply = attempt()
             if reply is not None:

@@ -24,6 +24,8 @@ SIOCGIFMETRIC, SIOCGIFMTU, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCGIFTXQLEN = (
     0x891D, 0x8921, 0x8927, 0x8933, 0x8942,
 )  # fmt: skip
 FIRST, LAST = 0x8900, 0x89FF
+ETH0 = 2
+"""The number of `eth0`."""
 ATMARK, GETSTAMPS = 0x8905, (0x8906, 0x8907)
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 DONE = Reply.value(0)
@@ -52,7 +54,7 @@ def interfaces(stack: Fabric) -> tuple[Interface, ...]:
             IFF_UP | IFF_RUNNING | IFF_LOOPBACK,
         ),
         Interface(
-            2, "eth0", tuple((ip, 24 if len(ip) == 4 else 64) for ip in host.ips),
+            ETH0, "eth0", tuple((ip, 24 if len(ip) == 4 else 64) for ip in host.ips),
             b"\x02\x75" + first, 65536, up | IFF_BROADCAST | IFF_MULTICAST,
         ),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umvm.errors import NotFound, UsageError
@@ -33,6 +34,9 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     from umvm import Request
+    from umvm.routes import Route
+
+    from .links import Links
 
 IPPROTO_MAX = 256
 PROTOCOLS: dict[int, tuple[int, ...]] = {
@@ -58,6 +62,7 @@ class Fabric(NetworkStack):
         }
         self.outbox = Outbox(network)
         self._sink: Sink | None = None
+        self._links: Links | None = None
         self._lock = threading.Lock()
         self._forwards: list[Forward] = []
         self._closed = False
@@ -77,6 +82,8 @@ class Fabric(NetworkStack):
         if family == socket.AF_UNIX:
             return None
         plain = kind & SOCK_TYPE_MASK
+        if family == socket.AF_NETLINK and not kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS:
+            return self.links().socket(req, kind, protocol)
         if family not in (socket.AF_INET, socket.AF_INET6) or (
             kind & ~SOCK_TYPE_MASK & ~SOCK_FLAGS or plain >= SOCK_MAX
         ):
@@ -93,6 +100,24 @@ class Fabric(NetworkStack):
             raise fail(errno.EPROTONOSUPPORT)
         made = _socket.socket(socket.AF_UNIX, plain | kind & socket.SOCK_NONBLOCK)
         return Made(made.detach(), TYPES[plain](self, family, plain, own))
+
+    def routes(self) -> Sequence[Route]:
+        """Questions about interfaces on sockets of the host."""
+        from umvm.modules.net import ifnames
+
+        from . import interfaces
+
+        return [ifnames.route(self.vm, self, lambda req: interfaces.ioctl(self, req))]
+
+    def links(self) -> Links:
+        """What netlink knows of this host."""
+        with self._lock:
+            if self._links is None:
+                from .links import Links
+
+                self._links = Links(self)
+                self._helpers.append(self._links)
+            return self._links
 
     def describe(self) -> str:
         """The network and the host's addresses."""
@@ -142,6 +167,8 @@ class Fabric(NetworkStack):
         if ip in own.ips:
             return own, ip
         source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
+        if self._links is not None:
+            source = self._links.route(ip)
         if source is None or own.down:
             raise fail(errno.ENETUNREACH)
         owner = self.network.owner(ip)
@@ -273,6 +300,8 @@ class Fabric(NetworkStack):
             down=host.down if down is None else bool(down),
             settings={key: value for key, value in changed.items() if value},
         )
+        if down is not None and self._links is not None:
+            self._links.carrier(not down)
         if down:
             self._reset()
             for wire in self.wires:
