@@ -307,8 +307,10 @@ static NOINLINE int with_address(struct regs *r, int flow)
 /* The address of a socket: shown as it is, unless it is a file's. */
 static NOINLINE int with_sockname(struct regs *r)
 {
-    long e = run_here(r);
-    return e == 0 && names_file(r->rsi, 2) ? ask(r) : done(r, e);
+    int domain = 0, size = sizeof domain;
+    return SYS6(__NR_getsockopt, r->rdi, 1 /* SOL_SOCKET */, 39 /* SO_DOMAIN */, &domain, &size, 0) == 0 && domain == 1
+               ? ask(r)
+               : RUN;
 }
 
 static NOINLINE int with_ptrace(struct regs *r)

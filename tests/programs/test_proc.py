@@ -121,7 +121,8 @@ child.kill()
 
 def test_other_processes_are_seen_from_all_sides(umvm_run: Callable[..., Result], at: Path) -> None:
     body = f"""
-cd {str(at)!r}; cp /bin/sleep z; exec 3>f; ./z 20 & cd /; readlink /proc/$!/exe /proc/$!/cwd /proc/$!/fd/3; echo via >/proc/$!/cwd/new; cat /proc/$!/root{str(at)!r}/new; ls /proc/$!/cwd; cat /proc/$!/fd/3; cd /proc/$!/cwd; pwd -P; ls; kill $!
+cd {str(at)!r}; cp /bin/sleep z; exec 3>f; ./z 20 & cd /
+until [ "$(readlink /proc/$!/exe)" != "$(readlink /proc/$$/exe)" ]; do :; done; readlink /proc/$!/exe /proc/$!/cwd /proc/$!/fd/3; echo via >/proc/$!/cwd/new; cat /proc/$!/root{str(at)!r}/new; ls /proc/$!/cwd; cat /proc/$!/fd/3; cd /proc/$!/cwd; pwd -P; ls; kill $!
 """
     result = umvm_run(["bash", "-c", body], mounts=[f"memory:none:{at}"])
     expected = f"{at}/z\n{at}\n{at}/f\nvia\nf\nnew\nz\n{at}\nf\nnew\nz\n"
