@@ -79,6 +79,7 @@ cdef extern from "serve.h":
     int umvm_route(umvm_router *, const umvm_call_kind *, const seccomp_notif *, umvm_path *) nogil
     int umvm_serve(umvm_router *, const umvm_call_kind *, const seccomp_notif *, const umvm_path *,
                    umvm_verdict *) nogil
+    void umvm_tell_unmapped(const seccomp_notif *) nogil
     void umvm_route_forget() nogil
     void umvm_route_share(void *seen) nogil
 
@@ -347,6 +348,8 @@ cdef class Engine:
                     r = umvm_receive(fd, &q)
                     if r < 0:
                         break
+                    if self.restarts.answered is not NULL:
+                        umvm_tell_unmapped(&q)
                     if <unsigned int>q.data.nr >= MAX_NR or self.restarts.pending or self.expecting:
                         break
                     r = umvm_quick(&self.identity, fd, &q, self.restarts.answered) if self.identity.on else 0

@@ -38,7 +38,7 @@ cdef class Reply:
 
 
 cdef class Restarts:
-    cdef dict calls
+    cdef dict calls, recent
     cdef int pending
     cdef uint8_t *answered  # agents' marks (agent/layout.h), or NULL
     cdef add(self, tid, entry)

@@ -220,6 +220,11 @@ cdef class Request:
                 umvm_rewrite_end(&hand)
         return _DONE
 
+    def was_changed(self, nr, args):
+        """Is this, as far as ``args`` go, the thread's last call that ``rewrite`` changed?"""
+        last = self.restarts.recent.get(self.tid)
+        return last is not None and last[0] == nr and last[1][:len(args)] == tuple(args)
+
     def answer(self, Reply reply not None):
         """Answer a call for which the handler returned ``Reply.later()``."""
         send(self, reply)
@@ -257,6 +262,7 @@ cdef class Restarts:
 
     def __init__(self):
         self.calls = {}
+        self.recent = {}
         self.pending = 0
         self.answered = NULL
 
@@ -288,6 +294,9 @@ cdef int resume(Request q) except -1:
     if entry is None or entry[0] != q.nr or entry[1] != q.args:
         return 0
     q.restarts.drop(q.tid)
+    if len(q.restarts.recent) >= 4096:
+        q.restarts.recent.clear()
+    q.restarts.recent[q.tid] = (q.nr, q.args)
     if entry[2]:
         send(q, make_reply(ERROR, entry[2], False))
         return 1

@@ -445,6 +445,22 @@ static int umvm_interrupted(int tid)
     return umvm_copy(tid, &rax, strtoull(sp, NULL, 16) + RAX, sizeof rax, 0) == sizeof rax && rax == -EINTR;
 }
 
+/* A call by unpatched code takes memory away, perhaps a page that its agent knows to be readable: it asks again then
+   (agent/base.h). */
+static void umvm_tell_unmapped(const struct seccomp_notif *q)
+{
+    uint64_t at = UMVM_SELF + offsetof(struct umvm_self, map_generation), stamp;
+    uint32_t generation;
+    if (q->data.nr != SYS_munmap && q->data.nr != SYS_mprotect && q->data.nr != SYS_mremap && q->data.nr != SYS_brk &&
+        q->data.nr != SYS_pkey_mprotect)
+        return;
+    if (umvm_copy(q->pid, &stamp, UMVM_ROUTE + offsetof(struct umvm_route_area, stamp), sizeof stamp, 0) != sizeof stamp ||
+        stamp != UMVM_ENV_STAMP || umvm_copy(q->pid, &generation, at, sizeof generation, 0) != sizeof generation)
+        return; /* there is no agent */
+    generation++;
+    umvm_copy(q->pid, &generation, at, sizeof generation, 1);
+}
+
 /* 1: the interpreter decides; 0: the kernel runs the call. `got`: a path that had to be read for it. */
 static int umvm_route(struct umvm_router *r, const struct umvm_call_kind *k, const struct seccomp_notif *q,
                       struct umvm_path *got)

@@ -36,7 +36,7 @@ int probe_ask(struct umvm_router *r, const signed char *kind, int tid, int nr, c
     q.data.nr = nr;
     for (int i = 0; i < 6; i++)
         q.data.args[i] = args[i];
-    static struct umvm_path got;
+    struct umvm_path got;
     return umvm_route(r, &k, &q, &got);
 }
 

@@ -82,8 +82,9 @@ class Specials:
         special = self.named(place)
         return special.given if special is not None else self._given.get(place)
 
-    def short_path(self, path: bytes, given: bytes) -> bytes:
-        """A shorter path that leads to a long one of the host; `given` is what the guest said."""
+    def short_path(self, path: bytes, given: bytes, bound: bool) -> bytes:
+        """A shorter path that leads to a long one of the host; `given` is what the guest said, and
+        what its socket is called if it is `bound` by that."""
         directory, _, name = path.rpartition(b"/")
         with self._lock:
             link = self._short.get(directory)
@@ -92,7 +93,10 @@ class Specials:
                 os.symlink(directory, link)
                 self._short[directory] = link
             short = link + b"/" + name
-            self._given[short] = given
+            if bound:
+                self._given[short] = given
+            else:
+                self._given.setdefault(short, given)
         return short
 
     def moved(self, mount: Mount, old: bytes, new: bytes, exchange: bool = False) -> None:

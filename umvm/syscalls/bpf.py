@@ -20,6 +20,8 @@ PRCTL_OPTIONS = (3, 4, 7, 8, 23, 24, 27, 28, 38, 39, 47)
 """PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_KEEPCAPS, PR_CAPBSET_READ,
 PR_CAPBSET_DROP, PR_GET_SECUREBITS, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS,
 PR_CAP_AMBIENT."""
+UNMAPPING = frozenset("munmap mprotect pkey_mprotect mremap brk".split())
+"""Harmless, but an agent must hear of those that it isn't asked about: it remembers pages."""
 RLIMIT_STACK = 3
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 CLONE_NEWNS_NEWUSER = 0x10020000
@@ -133,6 +135,8 @@ def _ranges(
     unknown = (_return(UNKNOWN),)
     leaves = {row.nr: _leaf(row, io) for row in rows}
     if agent is not None:
+        unmapping = (row.nr for row in rows if row.name in UNMAPPING)
+        leaves |= dict.fromkeys(unmapping, (_return(RET_USER_NOTIF),))
         leaves = {number: _by_address(code, *agent) for number, code in leaves.items()}
     ranges = [(0, leaves.get(0, unknown))]
     for number in range(1, max(leaves, default=0) + 2):

@@ -193,7 +193,9 @@ def _host_program(vm: VirtualMachine, req: Request, where: Where) -> bytes | Non
         if inner is None:
             if runs and vm.spaces.of(req.tid).root != b"/":
                 locate(vm, req, AT_FDCWD, script.interpreter)  # fails; the host may have it
-        elif inner.mount is not None or (runs and (inner.changed or has_agent(vm))):
+        elif inner.mount is not None or (
+            runs and (where.changed or inner.changed or has_agent(vm))
+        ):
             raise script
         return None
     if head.startswith(b"\x7fELF\x01"):

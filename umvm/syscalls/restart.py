@@ -82,7 +82,9 @@ def _look(vm: VirtualMachine, req: Request, frame: int) -> None:
         return
     rip = at(_RIP)
     nr = _number(req.peek(rip - _CODE, _CODE))
-    if nr is None or not _is_wrong(vm, req, nr, (at(_RDI), at(_RSI), at(_RDX), at(_R10))):
+    arguments = at(_RDI), at(_RSI), at(_RDX), at(_R10)
+    # one that was changed was received, and its texts lie where the frame was put since
+    if nr is None or req.was_changed(nr, arguments) or not _is_wrong(vm, req, nr, arguments):
         return
     req.write(frame + _RIP, struct.pack("<Q", rip - len(_SYSCALL)))
     req.write(frame + _RAX, struct.pack("<Q", nr))

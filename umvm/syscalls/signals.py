@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from umvm.guest.process import status
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _PGRP, _SESSION = 2, 3
 """Fields 5 and 6 of proc_pid_stat(5), counted after the name."""
 _PIDFD = re.compile(rb"(?m)^Pid:\t(\d+)$")
+_PASSING = 0.1
+"""Seconds that the supervisor may trace a thread for, at most."""
 
 
 def whose(vm: VirtualMachine, tid: int, identity: Identity) -> tuple[int, Credentials]:
@@ -178,9 +181,22 @@ def may_trace(
 @handles("ptrace")
 def sys_ptrace(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """ptrace(PTRACE_ATTACH), ptrace(PTRACE_SEIZE). **Errors** EPERM."""
-    if not may_trace(vm, req.tid, identity, signed(req.args[1])):
+    target = signed(req.args[1])
+    if not may_trace(vm, req.tid, identity, target):
         raise fail(errno.EPERM)
+    until = time.monotonic() + _PASSING
+    while _is_ours(target) and time.monotonic() < until:
+        time.sleep(0.001)
     return None
+
+
+def _is_ours(tid: int) -> bool:
+    """Does the supervisor trace a thread, as it does in passing? Then nobody else can."""
+    try:
+        tracer = int(status(tid).get(b"TracerPid", b"0"))
+        return tracer > 0 and int(status(tracer)[b"Tgid"]) == os.getpid()
+    except (OSError, KeyError):
+        return False
 
 
 @handles("pidfd_getfd")

@@ -66,10 +66,10 @@ def _pack(path: bytes) -> bytes:
     return struct.pack("<H", socket.AF_UNIX) + path + b"\0"
 
 
-def _pack_host(vm: VirtualMachine, where: Where, given: bytes) -> bytes:
+def _pack_host(vm: VirtualMachine, where: Where, given: bytes, bound: bool = False) -> bytes:
     """The address for a path of the host, however long it is."""
     path = host_path(where)
-    return _pack(path if len(path) < SUN_PATH else vm.specials.short_path(path, given))
+    return _pack(path if len(path) < SUN_PATH else vm.specials.short_path(path, given, bound))
 
 
 def _unix(req: Request, fd: int) -> socket.socket | None:
@@ -106,7 +106,7 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
                 readonly.check(req.nr, where)
             if not where.changed:
                 return None
-            address = _pack_host(vm, where, name)
+            address = _pack_host(vm, where, name, True)
             return req.rewrite({1: address, 2: len(address)})
         mount, inside = where.mount, where.inside
         if copy.getsockname():
