@@ -153,7 +153,8 @@ cdef class Engine:
         self.run = _Reply.run()
         self.done = _Reply.later()
         self.views = []
-        self.set_view([(b"/", 0), (b"/proc", 1)])
+        if umvm_route_set_view(&self.router, ["/", "/proc"], [0, 1], 2) < 0:
+            raise MemoryError()
 
     def add_listener(self, int fd, int workers=2):
         """Serve the notifications that arrive on seccomp listener ``fd``; owned from now on."""
@@ -171,22 +172,6 @@ cdef class Engine:
             self.holders[fd] += 1
             self.idle[fd] += 1
         _thread.start_new_thread(self._work, (fd,))  # without waiting until it runs
-
-    def set_view(self, points):
-        """The mount points ``[(path, id)]``; ids from 2 up are served. OSError(ENOSPC)."""
-        cdef const char *names[256]
-        cdef uint32_t ids[256]
-        cdef int n = 0, r
-        keep = list(points)
-        if len(keep) > 255:
-            raise OSError(28, "too many mounts")
-        for path, ident in keep:
-            names[n] = path
-            ids[n] = ident
-            n += 1
-        r = umvm_route_set_view(&self.router, names, ids, n)
-        if r < 0:
-            raise OSError(-r, "mount table")
 
     def set_views(self, views):
         """`View` objects: what processes see. The first is that of processes without a mark."""

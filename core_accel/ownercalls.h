@@ -124,9 +124,7 @@ static int umvm_answer_unlink(struct umvm_hostcall *c, int dirfd, uint64_t addr,
     if (e)
         return -1 - e;
     umvm_real_of(&c->x, &r);
-    pthread_mutex_lock(&c->o->lock);
-    int known = umvm_owner_find(a, &r) != 0;
-    pthread_mutex_unlock(&c->o->lock);
+    int known = umvm_owner_knows(c->o, &r);
     if (!known || (r.links > 1 && !S_ISDIR(r.mode)))
         return UMVM_PASS;
     umvm_base_link(base, sizeof base, c->q->pid, dirfd);
@@ -136,15 +134,8 @@ static int umvm_answer_unlink(struct umvm_hostcall *c, int dirfd, uint64_t addr,
     long result = syscall(SYS_unlinkat, at, text, flags) < 0 ? -errno : 0;
     if (at >= 0)
         close(at);
-    if (result == 0) {
-        umvm_owners_begin(c->o);
-        struct umvm_owner *known_one = umvm_owner_slot(a, r.dev, r.ino);
-        if (known_one->ino == r.ino && !(known_one->flags & UMVM_GONE)) {
-            known_one->flags |= UMVM_DEAD;
-            umvm_owner_touch(a, known_one);
-        }
-        umvm_owners_end(c->o);
-    }
+    if (result == 0)
+        umvm_owner_died(c->o, r.dev, r.ino);
     return result == -EACCES ? UMVM_TO_PYTHON : umvm_done(c, result);
 }
 
@@ -158,9 +149,7 @@ static int umvm_answer_rename(struct umvm_hostcall *c, int dirfd, uint64_t addr)
     if (e)
         return -1 - e;
     umvm_real_of(&c->x, &r);
-    pthread_mutex_lock(&c->o->lock);
-    int known = umvm_owner_find(c->o->area, &r) != 0;
-    pthread_mutex_unlock(&c->o->lock);
+    int known = umvm_owner_knows(c->o, &r);
     return known && (r.links == 1 || S_ISDIR(r.mode)) ? UMVM_TO_PYTHON : UMVM_PASS;
 }
 

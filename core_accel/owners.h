@@ -98,6 +98,13 @@ static struct umvm_owner *umvm_owner_slot(struct umvm_owners_area *a, uint64_t d
     }
 }
 
+/* The entry of an inode, perhaps of one that is gone; 0: there never was one. */
+static struct umvm_owner *umvm_owner_at(struct umvm_owners_area *a, uint64_t dev, uint64_t ino)
+{
+    struct umvm_owner *e = umvm_owner_slot(a, dev, ino);
+    return e->ino || e->dev ? e : 0;
+}
+
 static inline void umvm_owner_touch(struct umvm_owners_area *a, struct umvm_owner *e)
 {
     if (!a->logged || e->flags & UMVM_CHANGED)
@@ -202,8 +209,8 @@ static void umvm_real_of(const struct statx *x, struct umvm_real *r)
 /* The file's entry, or 0. Drops one that is another file's, of the same number. Lock held. */
 static struct umvm_owner *umvm_owner_find(struct umvm_owners_area *a, const struct umvm_real *r)
 {
-    struct umvm_owner *e = umvm_owner_slot(a, r->dev, r->ino);
-    if ((!e->ino && !e->dev) || e->flags & UMVM_GONE)
+    struct umvm_owner *e = umvm_owner_at(a, r->dev, r->ino);
+    if (!e || e->flags & UMVM_GONE)
         return 0;
     int other_kind = e->mode & S_IFMT && !(e->flags & UMVM_HAS_TYPE) && (e->mode ^ r->mode) & S_IFMT;
     if ((e->guard && r->guard && e->guard != r->guard) || (e->flags & UMVM_DEAD && r->links) || other_kind) {
@@ -274,6 +281,27 @@ static struct umvm_owner *umvm_owner_make(struct umvm_owners *o, const struct um
     e->flags = changed;
     umvm_owner_touch(a, e);
     return e;
+}
+
+/* Is the file known? */
+static inline int umvm_owner_knows(struct umvm_owners *o, const struct umvm_real *r)
+{
+    pthread_mutex_lock(&o->lock);
+    int known = umvm_owner_find(o->area, r) != 0;
+    pthread_mutex_unlock(&o->lock);
+    return known;
+}
+
+/* The last name of an inode was removed: it is forgotten when it has one again. */
+static inline void umvm_owner_died(struct umvm_owners *o, uint64_t dev, uint64_t ino)
+{
+    umvm_owners_begin(o);
+    struct umvm_owner *e = umvm_owner_at(o->area, dev, ino);
+    if (e && !(e->flags & UMVM_GONE)) {
+        e->flags |= UMVM_DEAD;
+        umvm_owner_touch(o->area, e);
+    }
+    umvm_owners_end(o);
 }
 
 /* --- where a file is ----------------------------------------------------------------------------- */

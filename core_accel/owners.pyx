@@ -20,7 +20,8 @@ cdef extern from "owners.h":
     void umvm_owners_begin(umvm_owners *) nogil
     void umvm_owners_end(umvm_owners *) nogil
     umvm_owner *umvm_owner_slots(const umvm_owners_area *) nogil
-    umvm_owner *umvm_owner_slot(umvm_owners_area *, uint64_t, uint64_t) nogil
+    umvm_owner *umvm_owner_at(umvm_owners_area *, uint64_t, uint64_t) nogil
+    void umvm_owner_died(umvm_owners *, uint64_t, uint64_t) nogil
     umvm_owner *umvm_owner_find(umvm_owners_area *, const umvm_real *) nogil
     umvm_owner *umvm_owner_make(umvm_owners *, const umvm_real *) nogil
     const umvm_owner *umvm_owner_show(umvm_owners_area *, umvm_real *) nogil
@@ -206,8 +207,8 @@ cdef class Owners:
         cdef umvm_owner *e
         memset(&r, 0, sizeof(r))
         r.dev, r.ino, r.guard, uid, gid, r.mode, real_mode, rdev = values
-        e = umvm_owner_slot(self.table.area, r.dev, r.ino)
-        if e.ino or e.dev:
+        e = umvm_owner_at(self.table.area, r.dev, r.ino)
+        if e is not NULL:
             umvm_owner_drop(self.table.area, e)  # whoever's it was
         e = umvm_owner_make(&self.table, &r)
         if e is NULL:
@@ -231,8 +232,8 @@ cdef class Owners:
         cdef umvm_owner *e
         cdef uint32_t logged
         umvm_owners_begin(&self.table)
-        e = umvm_owner_slot(self.table.area, dev, ino)
-        known = e.ino != 0 or e.dev != 0
+        e = umvm_owner_at(self.table.area, dev, ino)
+        known = e is not NULL
         logged = self.table.area.logged
         try:
             if known and e.flags & CHANGED_FLAG:
@@ -252,8 +253,8 @@ cdef class Owners:
         cdef umvm_owner *e
         umvm_owners_begin(&self.table)
         for dev, ino in [*entries, *gone]:
-            e = umvm_owner_slot(self.table.area, dev, ino)
-            if e.ino or e.dev:
+            e = umvm_owner_at(self.table.area, dev, ino)
+            if e is not NULL:
                 umvm_owner_touch(self.table.area, e)
         umvm_owners_end(&self.table)
 
@@ -261,8 +262,8 @@ cdef class Owners:
         """The entry of an inode, whoever's it is: as `put` takes it; None: there is none."""
         cdef umvm_owner *e
         umvm_owners_begin(&self.table)
-        e = umvm_owner_slot(self.table.area, dev, ino)
-        found = None if e.ino == 0 and e.dev == 0 or e.flags & GONE_FLAG else _tuple(e)
+        e = umvm_owner_at(self.table.area, dev, ino)
+        found = None if e is NULL or e.flags & GONE_FLAG else _tuple(e)
         umvm_owners_end(&self.table)
         return found
 
@@ -270,20 +271,14 @@ cdef class Owners:
         """Forget an inode."""
         cdef umvm_owner *e
         umvm_owners_begin(&self.table)
-        e = umvm_owner_slot(self.table.area, dev, ino)
-        if e.ino or e.dev:
+        e = umvm_owner_at(self.table.area, dev, ino)
+        if e is not NULL:
             umvm_owner_drop(self.table.area, e)
         umvm_owners_end(&self.table)
 
     def died(self, dev, ino):
         """The last name of an inode was removed: it is forgotten when it has one again."""
-        cdef umvm_owner *e
-        umvm_owners_begin(&self.table)
-        e = umvm_owner_slot(self.table.area, dev, ino)
-        if (e.ino or e.dev) and not e.flags & GONE_FLAG:
-            e.flags |= DEAD_FLAG
-            umvm_owner_touch(self.table.area, e)
-        umvm_owners_end(&self.table)
+        umvm_owner_died(&self.table, dev, ino)
 
     def entries(self):
         """All entries of files that have a name, as `put` takes them."""

@@ -20,7 +20,6 @@ from umvm import standin
 from umvm.calls import Calls, Hook
 from umvm.errors import Busy, NotFound, UmvmError
 from umvm.guest import bound, describe, procidentity
-from umvm.guest.abstract import AbstractNames
 from umvm.guest.credentials import CredentialStore
 from umvm.guest.events import Events
 from umvm.guest.files import Files
@@ -41,6 +40,7 @@ from umvm.syscalls.kinds import KINDS
 
 if TYPE_CHECKING:
     from umvm.agent.engine import AgentEngine
+    from umvm.guest.abstract import AbstractNames
     from umvm.owners.store import Store
 
 log = logging.getLogger(__name__)

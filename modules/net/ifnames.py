@@ -6,7 +6,6 @@ if_nametoindex(3) and if_indextoname(3) of the C library open one for that.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from umvm import Reply, Request
 from umvm.interfaces.network import NetworkStack
 from umvm.routes import SyscallClass
 from umvm.syscalls.context import signed
+from umvm.syscalls.sockets import unix_copy
 
 QUESTIONS = frozenset(
     (0x8910, 0x8913, 0x8915, 0x8917, 0x8919, 0x891B, 0x891D, 0x8921, 0x8927, 0x8933, 0x8942)
@@ -39,14 +39,7 @@ def route(vm: Any, stack: NetworkStack, answer: Callable[[Request], Reply | None
 
 
 def _is_unix(req: Request, fd: int) -> bool:
-    try:
-        number = req.getfd(fd)
-    except OSError:
-        return False
-    try:
-        copy = socket.socket(fileno=number)
-    except OSError:
-        os.close(number)
-        return False
-    with copy:
-        return copy.family == socket.AF_UNIX
+    copy = unix_copy(req, fd)
+    if copy is not None:
+        copy.close()
+    return copy is not None

@@ -5,56 +5,20 @@
    argv[1]/NAME and goes on there; `fork:` and `thread:` go on in a child or a thread, and afterwards
    what the others have is shown again. Each sequence runs in a process of its own.
    System calls are made directly: the C library would make them in every thread. */
-#define _GNU_SOURCE
+#include "creds.h"
 #include <elf.h>
-#include <errno.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/auxv.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-struct caps_header {
-    uint32_t version;
-    int pid;
-};
-struct caps_data {
-    uint32_t effective, permitted, inheritable;
-};
-
-static const struct {
-    const char *name;
-    long nr;
-} calls[] = {
-    {"setuid", SYS_setuid},       {"setgid", SYS_setgid},       {"setreuid", SYS_setreuid},
-    {"setregid", SYS_setregid},   {"setresuid", SYS_setresuid}, {"setresgid", SYS_setresgid},
-    {"setfsuid", SYS_setfsuid},   {"setfsgid", SYS_setfsgid},   {"prctl", SYS_prctl},
-};
 static const int watched[] = {0, 1, 5, 6, 7, 8, 9, 27, 33};
 static const char *directory;
 
 static void show(void)
 {
-    uint32_t u[3], g[3], groups[64];
     struct caps_header header = {0x20080522, 0};
     struct caps_data d[2];
     unsigned bounding = 0, ambient = 0;
     memset(d, 0, sizeof d);
-    syscall(SYS_getresuid, &u[0], &u[1], &u[2]);
-    syscall(SYS_getresgid, &g[0], &g[1], &g[2]);
-    printf(" u %u %u %u %ld", u[0], u[1], u[2], syscall(SYS_setfsuid, -1));
-    printf(" g %u %u %u %ld G", g[0], g[1], g[2], syscall(SYS_setfsgid, -1));
-    long n = syscall(SYS_getgroups, 64, groups);
-    for (long i = 0; i < n; i++)
-        printf(" %u", groups[i]);
-    if (syscall(SYS_getuid) != u[0] || syscall(SYS_geteuid) != u[1] || syscall(SYS_getgid) != g[0] ||
-        syscall(SYS_getegid) != g[1])
-        printf(" inconsistent");
+    show_ids("u", "g", "", "G");
     syscall(SYS_capget, &header, d);
     for (unsigned i = 0; i < sizeof watched / sizeof *watched; i++) {
         bounding |= (unsigned)(prctl(PR_CAPBSET_READ, watched[i], 0, 0, 0) > 0) << i;
@@ -84,20 +48,6 @@ static void show_auxv(void)
 {
     printf(" aux %lu %lu %lu %lu %lu", getauxval(AT_UID), getauxval(AT_EUID), getauxval(AT_GID), getauxval(AT_EGID),
            getauxval(AT_SECURE));
-}
-
-static void run(int count, char **steps);
-
-struct rest {
-    int count;
-    char **steps;
-};
-
-static void *in_thread(void *arg)
-{
-    struct rest *rest = arg;
-    run(rest->count, rest->steps);
-    return 0;
 }
 
 static long capset(const long *a)
@@ -149,26 +99,19 @@ static void run(int count, char **steps)
             wait(0);
             result = 0, ends = 1;
         } else if (!strncmp(steps[i], "thread:", 7)) {
-            pthread_t thread;
-            pthread_create(&thread, 0, in_thread, &rest);
-            pthread_join(thread, 0);
+            run_in_thread(&rest);
             result = 0, ends = 1;
         } else if (!strncmp(steps[i], "exec:", 5))
             result = execute(colon + 1, rest.count, rest.steps);
         else if (!strncmp(steps[i], "status:", 7)) {
             show_status();
             continue;
-        } else if (!strncmp(steps[i], "setgroups:", 10)) {
-            uint32_t groups[64];
-            for (int k = 0; k < n; k++)
-                groups[k] = (uint32_t)a[k];
-            result = syscall(SYS_setgroups, n, groups);
-        } else if (!strncmp(steps[i], "capset:", 7))
+        } else if (!strncmp(steps[i], "setgroups:", 10))
+            result = set_groups(n, a);
+        else if (!strncmp(steps[i], "capset:", 7))
             result = capset(a);
         else
-            for (size_t k = 0; k < sizeof calls / sizeof *calls; k++)
-                if (strlen(calls[k].name) == length && !strncmp(calls[k].name, steps[i], length))
-                    result = syscall(calls[k].nr, a[0], a[1], a[2], a[3], a[4]);
+            result = call_named(steps[i], length, a);
         int error = errno;
         printf("%s = %ld %d", steps[i], result, result < 0 ? error : 0);
         show();

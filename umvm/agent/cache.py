@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import stat
@@ -100,10 +99,10 @@ class Cache:
                 entry = Entry(key, length, vaddr, 0, 0, "", 0, path, ident, id_offset, "")
             else:
                 sites, stub, text, stubs = patch
-                digest = hashlib.blake2b(text + stubs, digest_size=16).hexdigest()
+                digest = _digest(text + stubs)
                 # another version of it is another file: a VM may still look for the one it knows
                 about = repr((key, stub, digest)).encode()
-                name = hashlib.blake2b(about, digest_size=16).hexdigest()
+                name = _digest(about)
                 entry = Entry(
                     key,
                     length,
@@ -160,7 +159,7 @@ class Cache:
         except OSError:
             return False
         content = data[: entry.length + entry.stub_length]
-        return hashlib.blake2b(content, digest_size=16).hexdigest() == entry.digest
+        return _digest(content) == entry.digest
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -230,6 +229,12 @@ class Cache:
             yield
         finally:
             os.close(fd)
+
+
+def _digest(data: bytes) -> str:
+    import hashlib  # it takes milliseconds, and a start needs none
+
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _same(one: Key, other: Key) -> bool:

@@ -79,7 +79,7 @@ class AgentEngine:
         self._named = False
         self._ids = set(map(nr, _IDS))
         self._owned: set[int] = set()
-        self.set_view([(b"/", 0), (b"/proc", 1)])
+        self.agent.set_view([(b"/", 0), (b"/proc", 1)])
         self.set_hooks(())
         self.set_state(0, 0)
 
@@ -152,11 +152,6 @@ class AgentEngine:
     def add_listener(self, fd: int, workers: int = 2) -> None:
         """As `Engine.add_listener`."""
         self._engine.add_listener(fd, workers)
-
-    def set_view(self, points: list[tuple[bytes, int]]) -> None:
-        """As `Engine.set_view`."""
-        self._engine.set_view(points)
-        self.agent.set_view(points)
 
     def set_views(self, views: list[View]) -> None:
         """As `Engine.set_views`. Agents know the first view only, and no bind mounts: with others

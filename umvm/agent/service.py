@@ -56,7 +56,7 @@ class Agent:
         self.area = agentarea.Area(shadow, shadow + b"/", cache, AGENT_KINDS, mode)
 
     def set_view(self, points: Iterable[tuple[bytes, int]]) -> None:
-        """Tell the mount points, as `Engine.set_view`."""
+        """Tell the mount points, as `View` takes them."""
         self.area.set_view(points, ODD_NAMES)
 
     def load(

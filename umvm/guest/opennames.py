@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import secrets
 import threading
 from typing import TYPE_CHECKING
 
@@ -208,4 +207,4 @@ class OpenNames:
 
 
 def _hidden_name(directory: bytes) -> bytes:
-    return b"%s/%s%s" % (directory, _HIDDEN, secrets.token_hex(8).encode())
+    return b"%s/%s%s" % (directory, _HIDDEN, os.urandom(8).hex().encode())

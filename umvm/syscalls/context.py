@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 from core_accel.request import Reply, Request
 from umvm.guest.mounts import (
@@ -38,6 +38,7 @@ from umvm.vfs.permission import (
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
+F = TypeVar("F")
 Handler = Callable[["VirtualMachine", Request], Reply | None]
 HANDLERS: dict[str, Handler] = {}
 AT_FDCWD = -100
@@ -53,15 +54,21 @@ _PLAIN = re.compile(rb"/?(?!\.{1,2}(?:/|\Z))[^/]+(?:/(?!\.{1,2}(?:/|\Z))[^/]+)*\
 _DOTS = re.compile(rb"(?:\.(?:/+|\Z))+")
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register a function for system calls, by name."""
+def registry(calls: dict[str, F]) -> Callable[..., Callable[[F], F]]:
+    """A decorator that registers a function in `calls` for system calls, by name."""
 
-    def register(function: Handler) -> Handler:
-        for name in names:
-            HANDLERS[name] = function
-        return function
+    def handles(*names: str) -> Callable[[F], F]:
+        def register(function: F) -> F:
+            calls.update(dict.fromkeys(names, function))
+            return function
 
-    return register
+        return register
+
+    return handles
+
+
+handles = registry(HANDLERS)
+"""Register a function for system calls, by name."""
 
 
 def signed(number: int) -> int:

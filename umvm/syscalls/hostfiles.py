@@ -30,6 +30,7 @@ from umvm.syscalls.context import (
     host_path,
     locate,
     parent,
+    registry,
 )  # fmt: skip
 from umvm.syscalls.stat import may_answer
 from umvm.vfs.permission import EXEC, allowed
@@ -42,15 +43,8 @@ CALLS: dict[str, Handler] = {}
 """Asked while an identity is active, after the calls on identity and before the call's family."""
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register a function for system calls, by name."""
-
-    def register(function: Handler) -> Handler:
-        for name in names:
-            CALLS[name] = function
-        return function
-
-    return register
+handles = registry(CALLS)
+"""Register a function for system calls, by name."""
 
 
 _JUMPS = (b"/proc/", b"/dev/")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from umvm.guest.process import status
 from umvm.interfaces.filesystem import Attr
 from umvm.interfaces.identity import CAP_SETGID, Credentials, Identity
-from umvm.syscalls.context import DONE, Reply, Request, fail, signed
+from umvm.syscalls.context import DONE, Reply, Request, fail, registry, signed
 from umvm.vfs import credentials as rules
 
 if TYPE_CHECKING:
@@ -27,15 +27,8 @@ NGROUPS_MAX = 65536
 NONE = 0xFFFFFFFF
 
 
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register a function for system calls, by name."""
-
-    def register(function: Handler) -> Handler:
-        for name in names:
-            CALLS[name] = function
-        return function
-
-    return register
+handles = registry(CALLS)
+"""Register a function for system calls, by name."""
 
 
 def credentials(vm: VirtualMachine, tid: int, identity: Identity) -> Credentials:

@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from umvm.guest.marks import RLIMIT_LOCKS
@@ -162,15 +163,22 @@ def sys_setpriority(vm: VirtualMachine, req: Request, identity: Identity) -> Rep
             floor = 20 - limit_of(vm, target, resource.RLIMIT_NICE)[0]
             if nice < floor:
                 raise fail(errno.EACCES)
-        try:
-            os.setpriority(os.PRIO_PROCESS, target, nice)
-            if vm.marks.get(target, NICE) is not None:
-                vm.marks.set(target, NICE, None)
-        except PermissionError:
-            vm.marks.set(target, NICE, nice)
+        _apply(vm, target, NICE, nice, lambda: os.setpriority(os.PRIO_PROCESS, target, nice))
     except ProcessLookupError:
         return None
     return DONE
+
+
+def _apply(
+    vm: VirtualMachine, target: int, mark: str, value: int, change: Callable[[], object]
+) -> None:
+    """Change it on the host, or note what the host doesn't let the user do."""
+    try:
+        change()
+        if vm.marks.get(target, mark) is not None:
+            vm.marks.set(target, mark, None)
+    except PermissionError:
+        vm.marks.set(target, mark, value)
 
 
 def _nice(vm: VirtualMachine, pid: int) -> int:
@@ -202,12 +210,7 @@ def sys_ioprio_set(vm: VirtualMachine, req: Request, identity: Identity) -> Repl
         _may_set(vm, own, target, identity)
         if value >> 13 == _CLASS_RT and not own.may(CAP_SYS_NICE) and not own.may(CAP_SYS_ADMIN):
             raise fail(errno.EPERM)
-        try:
-            host_call(_IOPRIO_SET, which, target, value)
-            if vm.marks.get(target, IOPRIO) is not None:
-                vm.marks.set(target, IOPRIO, None)
-        except PermissionError:
-            vm.marks.set(target, IOPRIO, value)
+        _apply(vm, target, IOPRIO, value, lambda: host_call(_IOPRIO_SET, which, target, value))
     except ProcessLookupError:
         return None
     return DONE

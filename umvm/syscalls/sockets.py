@@ -72,7 +72,7 @@ def _pack_host(vm: VirtualMachine, where: Where, given: bytes, bound: bool = Fal
     return _pack(path if len(path) < SUN_PATH else vm.specials.short_path(path, given, bound))
 
 
-def _unix(req: Request, fd: int) -> socket.socket | None:
+def unix_copy(req: Request, fd: int) -> socket.socket | None:
     """A copy of a guest's AF_UNIX socket; None: it isn't one, as the kernel will say."""
     try:
         number = req.getfd(fd)
@@ -93,7 +93,7 @@ def _unix(req: Request, fd: int) -> socket.socket | None:
 def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
     """bind(2)."""
     name = _name(req, req.args[1], signed(req.args[2]))
-    copy = None if name is None else _unix(req, signed(req.args[0]))
+    copy = None if name is None else unix_copy(req, signed(req.args[0]))
     if name is None or copy is None:
         return None
     with copy:
@@ -149,7 +149,7 @@ def _destination(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
 
 def _send_to(vm: VirtualMachine, req: Request, addr_index: int) -> Reply | None:
     name = _name(req, req.args[addr_index], signed(req.args[addr_index + 1]))
-    copy = None if name is None else _unix(req, signed(req.args[0]))
+    copy = None if name is None else unix_copy(req, signed(req.args[0]))
     if name is None or copy is None:
         return None
     copy.close()
@@ -235,7 +235,7 @@ def _name_given(vm: VirtualMachine, req: Request, name: bytes) -> bytes | None:
 
 
 def _answer_name(vm: VirtualMachine, req: Request, peer: bool) -> Reply | None:
-    copy = _unix(req, signed(req.args[0]))
+    copy = unix_copy(req, signed(req.args[0]))
     if copy is None:
         return None
     with copy:

@@ -54,12 +54,7 @@ class Datagram(Receiver):
 
     def bind(self, req: Request) -> Reply:
         """bind(2)."""
-        wanted = address.read(req, req.args[1], signed(req.args[2]), self.family)
-        if wanted is None:
-            if self.family != socket.AF_INET:
-                raise fail(errno.EAFNOSUPPORT)
-            wanted = address.read_unspecified(req, req.args[1])
-        self.check_local(wanted)
+        wanted = self.own_address(req)
         with self.lock, self.copy(req) as copy:
             if self.bound is not None:
                 raise fail(errno.EINVAL)

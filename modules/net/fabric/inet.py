@@ -14,7 +14,7 @@ from umvm import Reply
 from umvm.interfaces.network import Socket
 
 from . import interfaces, options
-from .address import ANY4, ANY6, Address, fail, is_any, pack, write
+from .address import ANY4, ANY6, Address, fail, is_any, pack, read, read_unspecified, write
 from .options import IPV6_V6ONLY, SO_BROADCAST, SO_REUSEADDR, SO_REUSEPORT, SOL_IPV6
 
 if TYPE_CHECKING:
@@ -83,6 +83,16 @@ class InetSocket(Socket):
     def any(self) -> Address:
         """The address of a socket that has none."""
         return Address(ANY4 if self.family == socket.AF_INET else ANY6, 0)
+
+    def own_address(self, req: Request) -> Address:
+        """The address that bind(2) names. **Errors** EAFNOSUPPORT, those of `check_local`."""
+        wanted = read(req, req.args[1], signed(req.args[2]), self.family)
+        if wanted is None:
+            if self.family != socket.AF_INET:
+                raise fail(errno.EAFNOSUPPORT)
+            wanted = read_unspecified(req, req.args[1])
+        self.check_local(wanted)
+        return wanted
 
     def check_local(self, address: Address) -> None:
         """**Errors** EADDRNOTAVAIL: an address of another host, or of the other family."""
