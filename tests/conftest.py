@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import re
 import secrets
 import shutil
@@ -23,10 +24,17 @@ from harness import (
     make_runtime,
     open_descriptors,
 )
+from hypothesis import settings
 from same import Same
 from vfs_oracle import Oracle
 
 pytest_plugins = ["agent_fixtures", "views_fixtures"]
+
+# the same cases in each run; UMVM_FUZZ=1: new ones
+settings.register_profile(
+    "umvm", deadline=None, database=None, derandomize=not os.environ.get("UMVM_FUZZ")
+)
+settings.load_profile("umvm")
 
 _serial = itertools.count(1)
 _PROBLEM = re.compile(r"^.*\b(?:WARNING|ERROR|CRITICAL)\b.*$|^Traceback .*$", re.MULTILINE)

@@ -68,7 +68,7 @@ class VirtualMachine:
         self.roots: list[int] = []
         self.environment: dict[str, str] = {}
         self.names: dict[str, bytes] = {}
-        self._lock = threading.RLock()
+        self._lock, self._telling = threading.RLock(), threading.Lock()
         self._listeners = 0
         self.identity: Identity | None = None
         self.marks = Marks()
@@ -134,9 +134,10 @@ class VirtualMachine:
 
     def state_changed(self) -> None:
         """Tell the engine how much is served, so that it knows what it needn't look at."""
-        served = sum(len(table.all) for table in self.spaces.tables())
-        opened = len(self.files)
-        self.engine.set_state(opened + len(self.specials), 1 if served or opened else 0)
+        with self._telling:  # who counted first must not be heard last
+            served = sum(len(table.all) for table in self.spaces.tables())
+            opened = len(self.files)
+            self.engine.set_state(opened + len(self.specials), 1 if served or opened else 0)
 
     def use_identity(self, active: Identity | None, quick: set[int]) -> None:
         """Another identity is active; `quick` are the calls on it that the engine may answer."""

@@ -234,10 +234,17 @@ def message(group: int, fields: Mapping[str, object], attrs: Sequence[tuple[str,
     """Encode a message of a group; attributes that are None are left out."""
     msg = _classes()[group]()
     msg.update(fields)
-    msg["attrs"] = [(name, value) for name, value in attrs if value is not None]
+    msg["attrs"] = [(name, _bytes_of(value)) for name, value in attrs if value is not None]
     msg["header"].update(type=number, flags=flags, sequence_number=seq, pid=pid)
     msg.encode()
     return bytes(msg.data)
+
+
+def _bytes_of(value: object) -> object:
+    """Names are bytes to the kernel; pyroute2 would only take those that are UTF-8."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "surrogateescape")
+    return value
 
 
 def encode(thing: Thing, gone: bool, flags: int, seq: int, pid: int) -> bytes:
@@ -287,7 +294,7 @@ def _link(link: Link) -> _Described:
     state = 2 if not link.up or not link.carrier else 0 if link.arp == 772 or link.kind else 6
     names = ("DOWN", "UNKNOWN", "UP")
     operstate = names[{2: 0, 0: 1, 6: 2}[state]]
-    info = {"attrs": [("IFLA_INFO_KIND", link.kind)]} if link.kind else None
+    info = {"attrs": [("IFLA_INFO_KIND", _bytes_of(link.kind))]} if link.kind else None
     return (
         {"family": 0, "ifi_type": link.arp, "index": link.index, "flags": link.shown_flags,
          "change": 0},
@@ -384,7 +391,7 @@ def error(request: bytes, header: Header, number: int, text: str, pid: int, *,
     if extended and text:
         flags |= F_ACK_TLVS
         body += bytes(-len(body) % 4)
-        data = text.encode() + b"\0"
+        data = text.encode("utf-8", "surrogateescape") + b"\0"
         body += _ATTR.pack(len(data) + _ATTR.size, 1) + data
         body += bytes(-len(body) % 4)
     return HEADER.pack(HEADER.size + len(body), NLMSG_ERROR, flags, header.seq, pid) + body
@@ -396,6 +403,6 @@ def done(seq: int, pid: int, number: int = 0, text: str = "") -> bytes:
     flags = F_MULTI
     if text:
         flags |= F_ACK_TLVS
-        data = text.encode() + b"\0"
+        data = text.encode("utf-8", "surrogateescape") + b"\0"
         body += _ATTR.pack(len(data) + _ATTR.size, 1) + data
     return HEADER.pack(HEADER.size + len(body), NLMSG_DONE, flags, seq, pid) + body

@@ -55,9 +55,6 @@ RESOLVE = {
 SCOPES = [flag for flag in RESOLVE if flag != NO_XDEV]
 fuzz = settings(
     max_examples=120,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umvm import standin
@@ -57,7 +57,6 @@ def test_messages_that_are_cut_off_or_too_long_are_refused(letter: str) -> None:
             wire.unpack(letter, wrong)
 
 
-@settings(database=None, deadline=None, derandomize=True)
 @given(st.binary(max_size=64), st.sampled_from(sorted(VALUES)))
 def test_garbage_is_refused_or_read_but_nothing_else(data: bytes, letter: str) -> None:
     try:

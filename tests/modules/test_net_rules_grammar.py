@@ -81,7 +81,7 @@ def test_addresses_that_mean_others() -> None:
 # --- messages of nameservers ----------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80), st.booleans())
 def test_any_message_is_read_or_refused(message: bytes, question: bool) -> None:
     if question:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import PYTHON, Result, Runner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from umvm.guest.abstract import ROOM, AbstractNames
@@ -18,7 +18,6 @@ Run = Callable[..., Result]
 PRIVATE = ["--net", "host,abstract=private"]
 
 
-@settings(deadline=None, database=None)
 @given(st.binary(min_size=1, max_size=ROOM))
 def test_names_come_back(name: bytes) -> None:
     names = AbstractNames()

@@ -306,7 +306,7 @@ MESSAGE = st.tuples(KINDS, st.integers(0, 0xFFFF), BODY, st.integers(-8, 8)).map
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=300)
 @given(st.lists(MESSAGE, max_size=4), st.booleans(), st.binary(max_size=40))
 def test_any_request_gets_answers_that_can_be_read(
     messages: list[bytes], strict: bool, tail: bytes
@@ -322,7 +322,7 @@ def test_any_request_gets_answers_that_can_be_read(
     assert session.state.link(1).name
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=80), st.integers(0, 0xFFFF))
 def test_any_diag_request(body: bytes, flags: int) -> None:
     session = DiagSession()
