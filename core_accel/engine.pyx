@@ -1,7 +1,6 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """Receives notifications on worker threads; passes unclaimed calls through without the GIL."""
 import _thread
-import logging
 import os
 import select
 
@@ -17,6 +16,7 @@ from core_accel.request cimport (
     ERROR, LATER, RUN, Reply, Request, Restarts, make_request, resume, seccomp_notif,
     umvm_conclude, umvm_verdict, verdict,
 )
+from core_accel.lazy import logger
 from core_accel.request import Reply as _Reply, Restarts as _Restarts
 
 cdef extern from "kernel.h":
@@ -88,7 +88,7 @@ cdef extern from "ownercalls.h":
     int umvm_owned(umvm_owners *, const seccomp_notif *, umvm_path *, int64_t *value,
                    int *error) nogil
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
 cdef enum:

@@ -7,6 +7,7 @@ import socket
 import struct
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 
 cdef extern from "launch.h":
@@ -30,6 +31,13 @@ cdef extern from "launch.h":
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
 cdef extern from "unistd.h":
     int fork() nogil
+cdef extern from "sys/prctl.h":
+    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
+cdef extern from "sys/inotify.h":
+    int IN_CLOEXEC
+    int IN_NONBLOCK
+    int inotify_init1(int flags)
+    int inotify_add_watch(int fd, const char *path, unsigned int mask)
 
 
 cdef char **_vector(list items) except NULL:
@@ -164,6 +172,30 @@ def spawn(bytes program, list paths, list argv, list envp, ignored=0, open_files
             os.kill(guest, signal.SIGKILL)
         raise OSError(-number, f"seccomp listener: {os.strerror(-number)}")
     return Launched(guest, number, ours)
+
+
+def control(int option, unsigned long value=0):
+    """prctl(2) with one argument; its result. **Errors** those of the option."""
+    cdef int result = prctl(option, value, 0, 0, 0)
+    if result < 0:
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def watch_closes():
+    """A new inotify(7) instance, which doesn't block. **Errors** EMFILE, ENFILE, ENOMEM."""
+    cdef int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+    if fd < 0:
+        raise OSError(errno, f"inotify: {os.strerror(errno)}")
+    return fd
+
+
+def watch_directory(int fd, bytes path, unsigned int mask):
+    """The number of the watch on a directory (inotify_add_watch(2)). **Errors** ENOSPC …"""
+    cdef int watch = inotify_add_watch(fd, path, mask)
+    if watch < 0:
+        raise OSError(errno, f"inotify: {os.strerror(errno)}")
+    return watch
 
 
 def watch(int guest):

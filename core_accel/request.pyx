@@ -1,6 +1,5 @@
 # cython: language_level=3, auto_pickle=False, autotestdict=False
 """One notified call: guest memory and descriptors, and the verdict on it."""
-import logging
 import os
 
 cimport cython
@@ -8,6 +7,8 @@ from libc.errno cimport EFAULT, ENOENT, EPERM
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
+
+from core_accel.lazy import logger
 
 cdef extern from "rewrite.h":
     struct umvm_change:
@@ -34,7 +35,7 @@ cdef extern from "agent/layout.h":
     int umvm_is_agents(int nr, uint64_t ip) nogil
     void umvm_mark_answered(uint8_t *answered, uint64_t ip) nogil
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @cython.final

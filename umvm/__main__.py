@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def _flushed(status: int) -> int:
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; an error becomes one line on stderr and the status returned."""
     if arguments[:1] == ["run"]:
+        gc.disable()  # nothing that is made at the start is garbage; `run` enables it again
         from umvm import run_cli
 
         values = run_cli.read(arguments[1:])

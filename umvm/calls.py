@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from core_accel.lazy import logger
 from core_accel.request import Reply, Request
 from umvm.guest.events import Events
 from umvm.interfaces.identity import Identity, all_capabilities
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from umvm.syscalls.identity import Handler
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Hook = Callable[[Request], Reply | None]
 _CLONES = ("clone", "clone3")

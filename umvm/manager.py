@@ -7,13 +7,13 @@ name is taken, in the state `loading`, `reloading` or `going`.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from core_accel.lazy import logger, start_logging
 from umvm import plugins
 from umvm.errors import Busy, Exists, NotFound, UmvmError
 from umvm.routes import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from umvm.interfaces.identity import Identity as IdentityObject
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 EVENTS = ("umvm_process_started", "umvm_process_exec", "umvm_process_exited")
 LOADING, LIVE, RELOADING, GOING = "loading", "live", "reloading", "going"
@@ -233,6 +233,7 @@ class ModuleManager:
 
     def _start(self, module: _Module, *, fresh: bool) -> None:
         """Import, register and start a module without committing its routes."""
+        start_logging()
         try:
             plugin = module.plugin = plugins.import_module(module.spec, fresh=fresh)
             with self._lock:

@@ -6,12 +6,12 @@ Imports are inside the functions: a VM without modules doesn't pay for them.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from core_accel.lazy import logger
 from umvm.errors import NotFound, UmvmError, UsageError
 from umvm.specs import is_path
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pluggy
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 GROUP = "umvm.modules"
 """The entry point group by which installed packages offer modules."""

@@ -10,8 +10,7 @@ not be the parent: wait(2) would then take the stops of ptrace, which the engine
 
 from __future__ import annotations
 
-import ctypes
-import logging
+import gc
 import os
 import resource
 import signal
@@ -22,16 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from core_accel import launch
+from core_accel.lazy import log_to, logger
 from umvm import specs
 from umvm.errors import UmvmError
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PR_GET_SECCOMP, PR_SET_CHILD_SUBREAPER = 21, 36
-_libc = ctypes.CDLL(None)
 
 
 def run(
@@ -103,6 +102,8 @@ def run(
             vm.spaces.enter(launched.pid, space)
             vm.add_guests(launched.listener, launched.pid)
             threading.Thread(target=_pass_signals_on, args=(vm,), daemon=True).start()
+            gc.freeze()
+            gc.enable()
             error = launched.go()
             status = _wait(vm, kill_on_exit)
             if error:
@@ -204,7 +205,7 @@ def enter(name: str | None, command: Sequence[str]) -> int:
         raise UmvmError(f"the VM runs umvm {info['version']}, this is {__version__}")
     if is_guest():
         raise UmvmError("already inside a VM")
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    launch.control(PR_SET_CHILD_SUBREAPER, 1)
     env = {**os.environ, **info["environment"], **standin.environment(os.environ)}
     ignored = _ignored_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -256,7 +257,7 @@ def is_guest() -> bool:
     """Is this process in a VM? The variable may have been inherited, the filter tells."""
     if "UMVM_SOCKET" not in os.environ:
         return False
-    return int(_libc.prctl(PR_GET_SECCOMP, 0, 0, 0, 0)) == 2
+    return launch.control(PR_GET_SECCOMP) == 2
 
 
 def _refuse(command: Sequence[str], chdir: str | None, error: int) -> NoReturn:
@@ -276,7 +277,7 @@ def _ignored_signals() -> int:
 
 
 def _set_up_logging(verbose: int, log_file: str | None) -> None:
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    level = ("WARNING", "INFO", "DEBUG")[min(verbose, 2)]
     short = "umvm: %(levelname)s: %(message)s"
     long = "%(asctime)s %(levelname)s %(name)s %(message)s"
-    logging.basicConfig(level=level, filename=log_file, format=long if log_file else short)
+    log_to(level=level, filename=log_file, format=long if log_file else short)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import stat
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
 from core_accel.launch import Init
+from core_accel.lazy import logger
 from core_accel.request import Reply, Request
 from umvm import standin
 from umvm.calls import Calls, Hook
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from umvm.guest.abstract import AbstractNames
     from umvm.owners.store import Store
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 GENERIC = frozenset(
     "defaults rw ro suid nosuid dev nodev exec noexec relatime noatime strictatime async sync "

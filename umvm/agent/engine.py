@@ -6,13 +6,13 @@ as far as they change what agents know.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from core_accel.engine import Engine
+from core_accel.lazy import logger, pattern
 from core_accel.owners import Owners
 from core_accel.pathwalk import View
 from core_accel.request import Reply, Request
@@ -26,7 +26,7 @@ from umvm.syscalls.table import nr, trapped_numbers
 
 _EVERYTHING = set(trapped_numbers()) - {nr("clone"), nr("clone3")}
 """A call that returns twice is never made at the gate."""
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _SOCKETS = {nr(name) for name in SOCKETS}
 _EXEC = ("execve", "execveat")
@@ -61,7 +61,7 @@ class AgentEngine:
         cache = default_directory()
         self._hooks: set[int] = set()
         self._loaders = shadow + b"/l/"
-        self._own_mappings = re.compile(_OWN % re.escape(shadow), re.MULTILINE)
+        self._own_mappings = pattern(_OWN % re.escape(shadow), re.MULTILINE)
         self.agent = Agent(shadow, os.fsencode(cache))
         self.patcher = Patcher(self.agent.area, cache) if must_patch else self._patcher(cache)
         self._handler = handler

@@ -6,7 +6,6 @@ The process that does it holds nothing of the caller's (terminal, pipes), as it 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import socket
@@ -16,10 +15,11 @@ import threading
 from pathlib import Path
 
 from core_accel.agentarea import Area
+from core_accel.lazy import logger, pattern
 from core_accel.request import Reply, Request
 from umvm.agent.cache import Cache, Entry, Key
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PROT_EXEC, PROT_WRITE, MAP_ANONYMOUS = 4, 2, 0x20
 
@@ -36,7 +36,7 @@ class Patcher:
         self._lock = threading.Lock()
         self._copies: dict[bytes, Entry] = {}
         prefix = re.escape(os.fsencode(directory))
-        self._line = re.compile(
+        self._line = pattern(
             rb"^(\S+ \S+) ([0-9a-f]+) \S+ \d+ +" + prefix + rb"/([0-9a-f]{32})$", re.MULTILINE
         )
         for entry in self._cache.entries():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -11,11 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from core_accel.lazy import logger
 from umvm.control import protocol
 from umvm.control.client import is_live
 from umvm.errors import Exists, UmvmError, exit_code_of, in_a_line
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Dispatch = Callable[[str, dict[str, Any], list[int]], object]
 """`dispatch(verb, args, fds)`: returns what JSON can carry. A descriptor that it keeps it removes

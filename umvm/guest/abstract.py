@@ -7,13 +7,14 @@ stay as they are.
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
+
+from core_accel.lazy import pattern
 
 ROOM = 107
 """Bytes of an abstract name, without the NUL before it."""
 _HASHED = b"#"
-_AUTOBIND = re.compile(rb"[0-9a-f]{5}\Z")
+_AUTOBIND = pattern(rb"[0-9a-f]{5}\Z")
 
 
 class AbstractNames:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import select
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from core_accel.lazy import logger
 from umvm import specs
 from umvm.errors import Exists, UmvmError
 from umvm.guest import roots
@@ -24,7 +24,7 @@ from umvm.guest.spaces import Space
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 AGAIN = 0.05
 """Seconds after which a view without processes is looked at once more: one may just be forked."""
 

@@ -13,7 +13,6 @@ import os
 import struct
 import threading
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from umvm.guest.marks import Marks
@@ -37,17 +36,15 @@ class Exec(NamedTuple):
     secure: bool
 
 
-@dataclass
 class Split:
     """The threads of a process that have different credentials."""
 
-    started: int
-    default: Credentials
-    dumpable: int
-    """All threads have this in common."""
-    threads: dict[int, Credentials] = field(default_factory=dict)
-    cloning: list[tuple[Credentials, set[int]]] = field(default_factory=list)
-    """Threads that are being made: their credentials, and the threads that were there before."""
+    def __init__(self, started: int, default: Credentials, dumpable: int) -> None:
+        """All threads have `dumpable` in common."""
+        self.started, self.default, self.dumpable = started, default, dumpable
+        self.threads: dict[int, Credentials] = {}
+        self.cloning: list[tuple[Credentials, set[int]]] = []
+        """Threads that are being made: their credentials, and the threads that were before."""
 
     def of(self, tid: int) -> Credentials:
         """What a thread has; a new one has what its maker had."""

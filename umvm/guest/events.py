@@ -8,7 +8,6 @@ before that call is answered. It has exited when its pidfd says so; one thread w
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import select
 import struct
@@ -16,16 +15,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from core_accel.request import Request
 from umvm.guest.process import status
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 END_WAIT = 2.0
 """Seconds that the exits of killed processes are waited for when the VM ends."""
@@ -35,16 +34,16 @@ _INFO = struct.Struct("=Q52xi")
 """struct pidfd_info (linux/pidfd.h), its first 64 bytes: the mask and the exit code."""
 
 
-@dataclass(eq=False)
 class GuestProcess:
-    """A guest process as the event hooks get it: the same object from its start to its exit."""
+    """A guest process as the event hooks get it: the same object from its start to its exit.
 
-    pid: int
-    parent: GuestProcess | None = None
-    """None: the first process of a tree, one whose parent ended before its own first call, and any
-    where no module listens to starts and exits."""
-    program: bytes = b""
-    """The path of the program it runs, or is about to run; empty if it isn't known."""
+    `parent` None: the first process of a tree, one whose parent ended before its own first call,
+    and any where no module listens to starts and exits. `program`: the path of the program it runs,
+    or is about to run; empty if it isn't known.
+    """
+
+    def __init__(self, pid: int, parent: GuestProcess | None = None, program: bytes = b"") -> None:
+        self.pid, self.parent, self.program = pid, parent, program
 
 
 class Events:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import select
 import stat
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from core_accel.lazy import logger
 from umvm.guest.audit import unused
 from umvm.guest.nodes import Key, Node
 from umvm.guest.openfile import DeadFileSystem, DirRef, OpenFile
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
     from umvm.guest.shadow import Shadow
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SETTLE = 10.0
 """Seconds that an unmount waits for a file system's `release`."""
@@ -388,7 +387,7 @@ class Files(OpenNames):
 
     def kill_mount(self, mount: Mount) -> None:
         """Take a mount's open files away: they are released, and whoever uses them gets EIO."""
-        dead = replace(mount, fs=DeadFileSystem(), detached=True, destroyed=True)
+        dead = mount.dead(DeadFileSystem())
         with self._lock:
             files = [file for file in self.open.values() if file.mount is mount]
         for file in files:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from umvm.guest.interpreter import replace_interpreter
 from umvm.guest.mounts import Mount
-from umvm.guest.shadow import Shadow
+from umvm.guest.shadow import Shadow, remove_tree
 from umvm.interfaces.filesystem import Attr
 
 KEPT = 64
@@ -28,20 +26,23 @@ REMEMBERED = 4096
 PIECE = 1 << 20
 
 
-@dataclass(eq=False)
 class Image:
     """A copy of a program, served or (mount None) of the host."""
 
-    mount: Mount | None
-    path: bytes
-    version: tuple[int, int, int, int]
-    file: bytes
-    interpreter: tuple[bytes, bytes | None] | None = None
-    """The ELF interpreter that the program names, and what the copy names instead."""
-    deleted: bool = False
-    directory: bool = False
-    last: Attr | None = None
-    fh: None = None
+    def __init__(
+        self,
+        mount: Mount | None,
+        path: bytes,
+        version: tuple[int, int, int, int],
+        file: bytes,
+        interpreter: tuple[bytes, bytes | None] | None = None,
+    ) -> None:
+        """`interpreter`: the ELF interpreter that the program names, and what the copy names."""
+        self.mount, self.path, self.version, self.file = mount, path, version, file
+        self.interpreter = interpreter
+        self.deleted = self.directory = False
+        self.last: Attr | None = None
+        self.fh: None = None
 
 
 class Images:
@@ -81,7 +82,8 @@ class Images:
                 _remove(self._known.pop(key).file)
             while len(self._known) >= KEPT:
                 _remove(self._known.pop(next(iter(self._known))).file)
-        image = Image(mount, path, version, self._place(ident, path), deleted=fh is not None)
+        image = Image(mount, path, version, self._place(ident, path))
+        image.deleted = fh is not None
 
         def place(name: bytes) -> bytes | None:
             image.interpreter = name, interpreter(name)
@@ -182,7 +184,7 @@ class Images:
 
 
 def _remove(file: bytes) -> None:
-    shutil.rmtree(os.path.dirname(file), ignore_errors=True)
+    remove_tree(os.path.dirname(file))
 
 
 def _copy(image: Image, attr: Attr, place: Callable[[bytes], bytes | None], fh: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 
 from core_accel import agentarea
+from core_accel.lazy import pattern
 
-_LOADER = re.compile(rb"/umvm-\d+/[^/]+/l/\d\d\Z")
+_LOADER = pattern(rb"/umvm-\d+/[^/]+/l/\d\d\Z")
 
 
 def program_behind(path: bytes, link: bytes) -> bytes:

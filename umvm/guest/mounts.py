@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
 import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from core_accel.lazy import pattern
 from core_accel.pathwalk import (
     AMBIGUOUS,
     BENEATH,
@@ -55,32 +55,33 @@ __all__ = [
 
 HOST, PROC = 0, 1
 _CACHED_DIRS = 4096
-_MAGIC = re.compile(rb"/proc/\d+/(?:task/\d+/)?(?:cwd|root|exe|(?:fd|ns|map_files)/[^/]+)\Z")
+_MAGIC = pattern(rb"/proc/\d+/(?:task/\d+/)?(?:cwd|root|exe|(?:fd|ns|map_files)/[^/]+)\Z")
 _DELETED = b" (deleted)"
 
 
-@dataclass(eq=False)
 class Mount:
     """A served file system, or (`bind`) files of the host, at a place in the view."""
 
-    ident: int
-    point: bytes
-    fs: FileSystem
-    fstype: str
-    source: str
-    options: dict[str, str | bool]
-    module: str
-    read_only: bool = False
-    uses: int = 0
-    detached: bool = False
-    destroyed: bool = False
-    expiring: bool = False
-    bind: bytes | None = None
-    """The canonical path on the host of what a bind mount shows."""
-    glue: bool = False
-    """An empty tree, only there so that another mount has a mount point."""
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    _directories: dict[bytes, tuple[float, Attr]] = field(default_factory=dict, repr=False)
+    def __init__(
+        self, ident: int, point: bytes, fs: FileSystem, fstype: str, source: str,
+        options: dict[str, str | bool], module: str, read_only: bool = False, *,
+        bind: bytes | None = None, glue: bool = False,
+    ) -> None:  # fmt: skip
+        """`bind`: the canonical path on the host of what a bind mount shows; `glue`: an empty tree,
+        only there so that another mount has a mount point."""
+        self.ident, self.point, self.fs, self.fstype, self.source = ident, point, fs, fstype, source
+        self.options, self.module, self.read_only = options, module, read_only
+        self.bind, self.glue = bind, glue
+        self.uses = 0
+        self.detached = self.destroyed = self.expiring = False
+        self.lock = threading.RLock()
+        self._directories: dict[bytes, tuple[float, Attr]] = {}
+
+    def dead(self, fs: FileSystem) -> Mount:
+        """What stands in for it once its file system is gone."""
+        dead = copy(self)
+        dead.fs, dead.detached, dead.destroyed = fs, True, True
+        return dead
 
     @property
     def dev(self) -> int:

@@ -6,15 +6,16 @@ A process sees those below its root, with paths from there (proc_pid_mountinfo(5
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, NamedTuple
+
+from core_accel.lazy import pattern
 
 if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
     from umvm.guest.spaces import Space
 
-_ESCAPED = re.compile(rb"[\\ \t\n#]")
-_CODE = re.compile(rb"\\([0-7]{3})")
+_ESCAPED = pattern(rb"[\\ \t\n#]")
+_CODE = pattern(rb"\\([0-7]{3})")
 _POINT = {b"mounts": 1, b"mountinfo": 4, b"mountstats": 4}
 """Which word of a line is the mount point."""
 _KEPT = ("nosuid", "nodev", "noexec", "noatime")

@@ -9,13 +9,13 @@ that a comparison tells which pages a guest has changed.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from umvm.interfaces.filesystem import Caller, caller, set_caller
 from umvm.vfs.attributes import without_set_ids
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
     from umvm.guest.openfile import OpenFile
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 CHUNK = 1 << 20
 PAGE = 4096
 ZEROS = bytes(CHUNK)

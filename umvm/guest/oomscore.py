@@ -7,9 +7,9 @@ when the value is asked for.
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import pattern
 from core_accel.request import Reply
 from umvm.interfaces.identity import CAP_SYS_RESOURCE
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 NAME = b"oom_score_adj"
-_PATH = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/oom_score_adj")
-_VALUE = re.compile(rb"\s*(-?\d{1,4})\s*\0?")
+_PATH = pattern(rb"/proc/(\d+)(?:/task/\d+)?/oom_score_adj")
+_VALUE = pattern(rb"\s*(-?\d{1,4})\s*\0?")
 _START_TIME = 19
 """Field 22 of proc_pid_stat(5), counted after the name."""
 

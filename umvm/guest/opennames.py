@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from umvm.guest.nodes import Key, Node
 from umvm.guest.openfile import DirRef, OpenFile
 from umvm.interfaces.filesystem import Attr
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
     from umvm.guest.shadow import Shadow
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 _HIDDEN = b".umvm_hidden_"
 
 

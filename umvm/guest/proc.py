@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
+from core_accel.lazy import pattern
 from core_accel.request import Reply
 from umvm.guest import mounttext, oomscore, procidentity
 from umvm.guest.loaded import program_behind
@@ -18,11 +19,9 @@ from umvm.interfaces.filesystem import Attr
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-_TABLE = re.compile(
-    rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)"
-)
-_FDINFO = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
-_LINK = re.compile(rb"/proc/(\d+)/(?:task/\d+/)?(cwd|root|exe|fd/(\d+)|map_files/[^/]+)")
+_TABLE = pattern(rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)")
+_FDINFO = pattern(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
+_LINK = pattern(rb"/proc/(\d+)/(?:task/\d+/)?(cwd|root|exe|fd/(\d+)|map_files/[^/]+)")
 _NAME_COLUMN = 73
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import pattern
 from umvm.guest.credentials import auxv_values
 from umvm.interfaces.identity import Credentials
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 NAMES = (b"status", b"auxv", b"limits", b"oom_score_adj", b"environ", b"mem")
 """Files that read otherwise, as the engine has to know them."""
-_FILE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(status|auxv|limits)")
-_PRIVATE = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?/(auxv|environ|mem|maps|smaps|numa_maps)")
-_OF_PROCESS = re.compile(rb"/proc/(\d+)(?:/task/(\d+))?(/.*)?", re.DOTALL)
-_FIELD = re.compile(rb"(?m)^(\w+):\t(.*)$")
+_FILE = pattern(rb"/proc/(\d+)(?:/task/(\d+))?/(status|auxv|limits)")
+_PRIVATE = pattern(rb"/proc/(\d+)(?:/task/(\d+))?/(auxv|environ|mem|maps|smaps|numa_maps)")
+_OF_PROCESS = pattern(rb"/proc/(\d+)(?:/task/(\d+))?(/.*)?", re.DOTALL)
+_FIELD = pattern(rb"(?m)^(\w+):\t(.*)$")
 _LIMIT = struct.Struct("26s21s21s")
 """Columns of /proc/PID/limits: name, soft limit, hard limit."""
 

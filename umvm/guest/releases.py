@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
+
 if TYPE_CHECKING:
     from umvm.guest.mounts import Mount
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 Job = Callable[[], None]
 THREADS = 4
 """For each mount at most; they end when there is nothing to do."""

@@ -18,10 +18,9 @@ import fcntl
 import itertools
 import mmap
 import os
-import re
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from umvm.guest.watch import CloseWatch
 
@@ -133,7 +132,8 @@ def _make(directory: bytes, name: str) -> tuple[bytes, int]:
     mode = 0o711 if os.geteuid() == 0 else 0o700
     with _Parent(directory, mode) as parent:
         _sweep(parent.path)
-        label = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:32].lstrip(".")
+        plain = (c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name[:32])
+        label = "".join(plain).lstrip(".")
         base = path = b"%s/%s.%d" % (parent.path, label.encode() or b"vm", os.getpid())
         number = 0
         while True:
@@ -208,9 +208,22 @@ def _probe(path: bytes, watch: CloseWatch) -> None:
         raise OSError(errno.ENOTSUP, "no event tells of the last close")
 
 
+def remove_tree(path: bytes) -> None:
+    """Remove a directory with all it holds, as far as that can be done; follows no links."""
+    with suppress(OSError):
+        for _, directories, files, fd in os.fwalk(path, topdown=False):
+            for name in (*files, *directories):
+                with suppress(OSError):
+                    try:
+                        os.unlink(name, dir_fd=fd)
+                    except IsADirectoryError:
+                        os.rmdir(name, dir_fd=fd)
+        os.rmdir(path)
+
+
 def remove(path: bytes) -> None:
     """Remove the shadow directory `path` of a VM that has ended, also one that was killed."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     try:
         os.rmdir(os.path.dirname(path))
     except OSError:
@@ -225,7 +238,7 @@ def _sweep(parent: bytes) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         except BlockingIOError:
             pass  # its VM is alive
         finally:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 
+from core_accel.lazy import pattern
 from umvm.interfaces.network import NetworkStack, Socket
 
 _LINK = b"socket:["
@@ -19,8 +20,8 @@ FIRST_SWEEP = 1024
 _HEX = rb"[0-9A-F]+ "
 _FILES = {"unix": ("unix",), "udp": ("udp", "udp6")}
 _LINES = {
-    "unix": re.compile(rb"^[0-9a-f]+: " + 5 * _HEX + rb" *(\d+)", re.M),
-    "udp": re.compile(rb"^ *\d+: [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ +\d+ +\d+ (\d+)", re.M),
+    "unix": pattern(rb"^[0-9a-f]+: " + 5 * _HEX + rb" *(\d+)", re.M),
+    "udp": pattern(rb"^ *\d+: [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ [^ ]+ +\d+ +\d+ (\d+)", re.M),
 }
 """Where sockets are listed, by `Socket.table`, and the inode in a line."""
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from core_accel.lazy import pattern
 from core_accel.pathwalk import View
 from umvm.guest.marks import Marks
 
@@ -34,7 +34,7 @@ HOST = 0
 _F_SETSIG, _F_GETSIG = 10, 11
 _SIGNALS = 64
 _PIDFD_GETFD = 438
-_LINK = re.compile(rb"/proc/(\d+)/(?:task/(\d+)/)?(cwd|root|exe|fd/(\d+))\Z")
+_LINK = pattern(rb"/proc/(\d+)/(?:task/(\d+)/)?(cwd|root|exe|fd/(\d+))\Z")
 DELETED = b" (deleted)"
 
 

@@ -10,7 +10,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from umvm.guest.mounts import Mount
@@ -18,21 +17,16 @@ from umvm.guest.shadow import Shadow
 from umvm.interfaces.filesystem import Attr
 
 
-@dataclass(eq=False)
 class Special:
     """A served FIFO or socket that is, or was, in use."""
 
-    mount: Mount
-    path: bytes
-    place: bytes
-    given: bytes
-    """The name that the guest bound a socket to."""
-    ino: int = 0
-    deleted: bool = False
-    last: Attr | None = None
-    directory: bool = False
-    fh: Any = None
-    flags: int = 0
+    def __init__(self, mount: Mount, path: bytes, place: bytes, given: bytes, ino: int = 0) -> None:
+        """`given`: the name that the guest bound a socket to."""
+        self.mount, self.path, self.place, self.given, self.ino = mount, path, place, given, ino
+        self.deleted = self.directory = False
+        self.last: Attr | None = None
+        self.fh: Any = None
+        self.flags = 0
 
 
 class Specials:

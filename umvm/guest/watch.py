@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from typing import NamedTuple
+
+from core_accel import launch
 
 IN_CLOSE = 0x18  # IN_CLOSE_WRITE | IN_CLOSE_NOWRITE
 IN_OPEN = 0x20
 IN_Q_OVERFLOW = 0x4000
 _HEAD = struct.Struct("iIII")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Event(NamedTuple):
@@ -31,18 +31,11 @@ class CloseWatch:
 
     def __init__(self) -> None:
         """**Errors** EMFILE: fs.inotify.max_user_instances is reached."""
-        self.fd: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self.fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"inotify: {os.strerror(number)}")
+        self.fd = launch.watch_closes()
 
     def add(self, directory: bytes, mask: int = IN_CLOSE) -> int:
         """Watch a directory; the number of the watch. **Errors** ENOSPC: too many watches."""
-        watch: int = _libc.inotify_add_watch(self.fd, directory, mask)
-        if watch < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"inotify: {os.strerror(number)}")
-        return watch
+        return launch.watch_directory(self.fd, directory, mask)
 
     def read(self) -> list[Event]:
         """The events that are there now, without waiting."""

@@ -7,17 +7,18 @@ next VM of this user what a killed one left; it is written only if there is such
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
+
 if TYPE_CHECKING:
     from umvm.owners.store import Store
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def journal_directory() -> Path:

@@ -7,7 +7,6 @@ writes what changed, and reads what others wrote, every `PERIOD` seconds and at 
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -15,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from core_accel.owners import GONE
 from umvm.errors import UmvmError
 from umvm.owners.store import Key, Record
@@ -22,7 +22,7 @@ from umvm.owners.store import Key, Record
 if TYPE_CHECKING:
     from umvm.owners.store import Store
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PERIOD = 0.05
 _BUSY = 10.0

@@ -10,19 +10,19 @@ nor what mode the file really has: both are taken from the file when it is first
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from core_accel.lazy import pattern
 from umvm.errors import UmvmError
 from umvm.owners.store import HAS_MODE, HAS_TYPE, HAS_XATTR, Key, Record
 
 REAL_UNKNOWN = 0o177777
 """A `real_mode` that is to be learnt."""
-_LINE = re.compile(
+_LINE = pattern(
     rb"dev=([0-9a-f]+),ino=(\d+),mode=([0-7]+),uid=(\d+),gid=(\d+),nlink=(\d+),rdev=(\d+)"
 )
 _SQLITE = b"SQLite format 3\0"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
+from core_accel.lazy import pattern
 from core_accel.request import Reply, Request
 from umvm.guest.mounts import (
     BENEATH,
@@ -50,8 +50,8 @@ EXECVEAT = 322
 DONE = Reply.value(0)
 _DELETED = b" (deleted)"
 _SLASH, _DOT = b"/."
-_PLAIN = re.compile(rb"/?(?!\.{1,2}(?:/|\Z))[^/]+(?:/(?!\.{1,2}(?:/|\Z))[^/]+)*\Z")
-_DOTS = re.compile(rb"(?:\.(?:/+|\Z))+")
+_PLAIN = pattern(rb"/?(?!\.{1,2}(?:/|\Z))[^/]+(?:/(?!\.{1,2}(?:/|\Z))[^/]+)*\Z")
+_DOTS = pattern(rb"(?:\.(?:/+|\Z))+")
 
 
 def registry(calls: dict[str, F]) -> Callable[..., Callable[[F], F]]:

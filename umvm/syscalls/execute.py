@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
+from core_accel.lazy import pattern
 from umvm.guest.interpreter import interpreter_of
 from umvm.guest.mounts import Mount, Where
 from umvm.guest.openfile import OpenFile
@@ -46,7 +47,7 @@ MAX_ARGUMENTS = 0x7FFFFFFF // 8
 _PIECE = 512
 _BLANK = b" \t"
 _BLANKS = (b" ", b"\t")
-_END = re.compile(rb"[ \t\0]")
+_END = pattern(rb"[ \t\0]")
 
 
 class Shebang(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import pattern
 from umvm.guest.openfile import OpenFile
 from umvm.syscalls.context import Reply, Request, enter, handles
 from umvm.syscalls.transfer import served
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 3, 0xF
 MS_SYNC = 4
-_LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .{3}s [0-9a-f]+ \S+ \d+ +(/.*)$", re.MULTILINE)
+_LINE = pattern(rb"^([0-9a-f]+)-([0-9a-f]+) .{3}s [0-9a-f]+ \S+ \d+ +(/.*)$", re.MULTILINE)
 
 
 @handles("mmap")

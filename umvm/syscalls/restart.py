@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import select
 import stat
 import struct
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import pattern
 from umvm.syscalls.context import AT_FDCWD, Reply, Request, handles, locate, look, signed
 from umvm.syscalls.row import Verdict
 from umvm.syscalls.table import BY_NR
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SIZE = 176
 _RDX, _RSI, _RDI, _R10, _RAX, _RIP = 136, 112, 104, 56, 144, 168
 """Offsets in struct ucontext (asm/sigcontext.h)."""
-_LOADED = re.compile(
+_LOADED = pattern(
     rb"(?s)(?:\xb8|\x48\xc7\xc0)(....)"  # mov $nr,%eax; mov $nr,%rax
     rb"(?:[\xba\xbe\xbf]....|[\x48\x49\x4c\x4d][\x63\x89][\xc1-\xff]|\x31[\xd2\xf6\xff]){0,4}"
     rb"\x0f\x05\Z"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import time
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import pattern
 from umvm.guest.process import status
 from umvm.guest.procidentity import is_guest
 from umvm.interfaces.identity import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PGRP, _SESSION = 2, 3
 """Fields 5 and 6 of proc_pid_stat(5), counted after the name."""
-_PIDFD = re.compile(rb"(?m)^Pid:\t(\d+)$")
+_PIDFD = pattern(rb"(?m)^Pid:\t(\d+)$")
 _PASSING = 0.1
 """Seconds that the supervisor may trace a thread for, at most."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from umvm.guest.openfile import OpenFile
 from umvm.syscalls.context import DONE, Reply, Request, enter, fail, handles, signed, signed64
 from umvm.syscalls.transfer import served
@@ -14,7 +14,7 @@ from umvm.syscalls.transfer import served
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 NR_FDATASYNC = 75
 CLOSE_RANGE_UNSHARE, CLOSE_RANGE_CLOEXEC = 2, 4
 

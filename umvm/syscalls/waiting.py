@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import select
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_accel.lazy import logger
 from umvm.syscalls.context import Reply, Request, enter
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 ERESTARTSYS = 512
 """Not for user space: the kernel runs the signal handler, then gives EINTR or restarts the call."""
 INTERVAL = 30
