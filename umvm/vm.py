@@ -9,7 +9,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
@@ -27,7 +26,7 @@ from umvm.guest.images import Images
 from umvm.guest.marks import Marks
 from umvm.guest.mounts import FOLLOW, MISSING_OK, Mount, MountTable
 from umvm.guest.proc import Proc
-from umvm.guest.process import Processes, descendants, same_rights, status
+from umvm.guest.process import Processes, descendants, kill, same_rights, under_filter
 from umvm.guest.shadow import Shadow
 from umvm.guest.sockets import Sockets
 from umvm.guest.spaces import DELETED, Space, Spaces
@@ -225,7 +224,7 @@ class VirtualMachine:
 
     def guest_pids(self) -> list[int]:
         """The guests' process ids, as far as they can be found from the roots and our children."""
-        return [pid for pid in descendants([os.getpid(), *self.roots]) if _is_guest(pid)]
+        return [pid for pid in descendants([os.getpid(), *self.roots]) if under_filter(pid)]
 
     def processes(self, table: MountTable | None = None) -> list[dict[str, Any]]:
         """Describe the guests, or those with a table of mounts, for `umvm ps`."""
@@ -480,21 +479,5 @@ class VirtualMachine:
             self._owners.close()
 
 
-def kill(pid: int, number: int) -> None:
-    """Send a signal; a process that is gone is no error."""
-    if pid <= 0:  # seccomp gives 0 for a thread that has died; kill(2) would take it for our group
-        return
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
 def _act_as_supervisor() -> None:
     set_caller(Caller(os.geteuid(), os.getegid(), os.getpid(), tuple(os.getgroups())))
-
-
-def _is_guest(pid: int) -> bool:
-    """Guests run under a filter; helper programs of modules don't."""
-    try:
-        return status(pid).get(b"Seccomp") == b"2"
-    except OSError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from umvm.guest.credentials import CredentialStore
@@ -140,3 +141,19 @@ def descendants(roots: list[int], skip: frozenset[int] = frozenset()) -> list[in
         order.append(pid)
         queue += children(pid)
     return order
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal; a process that is gone is no error."""
+    if pid <= 0:  # seccomp gives 0 for a thread that has died; kill(2) would take it for our group
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def under_filter(pid: int) -> bool:
+    """Guests run under a filter; helper programs of modules don't."""
+    try:
+        return status(pid).get(b"Seccomp") == b"2"
+    except OSError:
+        return False
