@@ -56,7 +56,7 @@ cdef extern from "serve.h":
         int descriptors
         int virtual_cwd
         int names
-        char name[8][24]
+        char name[32][24]
         int answers
         uint64_t claimed
         uint32_t sockets
@@ -205,7 +205,9 @@ cdef class Engine:
 
     def set_proc_names(self, names):
         """Last components of files in /proc that show something else than the kernel's."""
-        keep = list(names)[:8]
+        keep = list(names)
+        if len(keep) > 32 or any(len(name) > 23 for name in keep):
+            raise OSError(28, "too many names of /proc, or too long ones")
         self.router.names = 0
         for i, name in enumerate(keep):
             memset(self.router.name[i], 0, 24)

@@ -58,7 +58,7 @@ struct umvm_router {
     struct umvm_table *table; /* swapped whole */
     int readers;              /* walks that are under way */
     int names;                /* how many of `name` are in use */
-    char name[8][24];         /* files of /proc that show something else, besides those below */
+    char name[32][24];        /* files of /proc that show something else, besides those below */
     uint32_t shadow_len;
     char shadow[256]; /* how the links of descriptors and directories of ours begin */
 };

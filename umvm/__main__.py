@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line and exit with its status: never returns."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     status = invoke(arguments)
-    if arguments[:1] in (["run"], ["fakeroot"]):
+    if arguments[:1] in (["run"], ["fakeroot"], ["proot"]):
         end(status)
     sys.exit(status)
 
@@ -47,6 +47,10 @@ def invoke(arguments: Sequence[str]) -> int:
         from umvm import fakeroot_cli
 
         return guarded(lambda: fakeroot_cli.run(arguments[1:]), f"{PROGRAM} fakeroot")
+    if arguments[:1] == ["proot"]:
+        from umvm import proot_cli
+
+        return guarded(lambda: proot_cli.run(arguments[1:]), f"{PROGRAM} proot")
     from umvm import cli
 
     return cli.invoke(arguments)

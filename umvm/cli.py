@@ -108,6 +108,18 @@ def fakeroot(arguments: tuple[str, ...]) -> int:
     return fakeroot_cli.run(arguments)
 
 
+@cli.command(context_settings=_PASS_ON | {"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [CMD...]")
+def proot(arguments: tuple[str, ...]) -> int:
+    """Run CMD with another root, with the options of proot(1); also installed as umvm-proot.
+
+    `umvm proot -h` lists them.
+    """
+    from umvm import proot_cli
+
+    return proot_cli.run(arguments)
+
+
 @cli.command("exec", context_settings=_PASS_ON)
 @click.argument("vm_name", metavar="VM")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD...")

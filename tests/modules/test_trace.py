@@ -172,6 +172,6 @@ def test_a_long_name_is_refused(umvm_run: Run) -> None:
     result = umvm_run("echo never", modules=[f"hostname,name={'x' * 65}"])
     assert (result.status, result.stdout) == (2, "")
     with pytest.raises(Exception, match="at most 64 bytes"):
-        uname.Names(None, "x" * 65, None)
+        uname.Names(None, {"name": "x" * 65})
     assert umvm_run([*PYTHON, "-c", "import os; print(len(os.uname()[1]))"],
                     modules=[f"hostname,name={'x' * 64}"]).ok() == "64\n"  # fmt: skip
