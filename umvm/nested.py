@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from umvm import specs
@@ -26,11 +26,18 @@ def run(
     kill_on_exit: bool,
     chdir: str | None,
     env: dict[str, str],
+    identity: Mapping[str, str] | None = None,
+    network: Mapping[str, str] | None = None,
 ) -> int:
     """Execute a command in a child view; returns only (its status) with `kill_on_exit`.
 
-    **Errors** OSError: it can't be executed. UmvmError: modules belong to a whole VM.
+    **Errors** OSError: it can't be executed. UmvmError: modules, identities and networks belong to
+    a whole VM; who is root already may ask to be it.
     """
+    if network:
+        raise UmvmError("in a VM a command gets another network by umvm stack")
+    if identity is not None and (os.geteuid() != 0 or set(identity) - {"unknown"}):
+        raise UmvmError("in a VM: umvm su, umvm sudo; owners are kept by the VM that is started")
     if modules:
         raise UmvmError("in a VM modules are loaded for all of it: umvm insmod")
     wanted: dict[str, Any] = {

@@ -61,6 +61,7 @@ def run(
         return nested.run(
             command, name=name, modules=modules, mounts=mounts, root=root, binds=binds,
             bind_system=bind_system, kill_on_exit=kill_on_exit, chdir=chdir, env=env or {},
+            identity=identity, network=network,
         )  # fmt: skip
     _set_up_logging(verbose, log_file)
     ignored = _ignored_signals()

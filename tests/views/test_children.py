@@ -20,13 +20,22 @@ def test_run_in_a_vm(runner: Runner) -> None:
         {RUN} sh -c 'kill -9 $$' 2>/dev/null; echo $?; PATH=/usr/bin {RUN} no-such-program 2>&1; echo $?
         {RUN} -- {RUN} -- sh -c 'echo inner'; echo in | {RUN} cat; {RUN} -m ident true 2>&1; echo $?
         {RUN} --name top true 2>&1; {RUN} --kill-on-exit sh -c 'sleep 70 & exit 3'; echo $?
-        {RUN} /etc/passwd 2>&1; echo $?
+        {RUN} /etc/passwd 2>&1; echo $?; {RUN} --net null true 2>&1; {RUN} --user 5 true 2>&1
     """
     lines = runner.umvm(body, options=["--name", "top"]).ok().splitlines()
     assert lines[0].startswith("top.") and lines[1:3] == ["7", "kid b"]
     assert lines[3] == "137" and lines[4].endswith("command not found") and lines[5] == "127"
     assert lines[6:8] == ["inner", "in"] and "insmod" in lines[8] and lines[9] == "1"
     assert "is running" in lines[10] and lines[11] == "3" and lines[13] == "126"
+    assert "umvm stack" in lines[14] and "umvm su" in lines[15] and len(lines) == 16
+
+
+def test_who_is_root_may_ask_for_it(runner: Runner) -> None:
+    body = (
+        f"{RUN} --fakeroot id -u; setpriv --reuid=5 --clear-groups {RUN} --fakeroot id -u; echo $?"
+    )
+    done = runner.umvm(body, options=["--fakeroot"])
+    assert done.stdout == "0\n1\n" and "umvm su" in done.stderr
 
 
 def test_common_past_separate_future(runner: Runner, tmp_path: Path) -> None:
