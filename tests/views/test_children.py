@@ -20,7 +20,7 @@ def test_run_in_a_vm(runner: Runner) -> None:
         {RUN} sh -c 'kill -9 $$' 2>/dev/null; echo $?; PATH=/usr/bin {RUN} no-such-program 2>&1; echo $?
         {RUN} -- {RUN} -- sh -c 'echo inner'; echo in | {RUN} cat; {RUN} -m ident true 2>&1; echo $?
         {RUN} --name top true 2>&1; {RUN} --kill-on-exit sh -c 'sleep 70 & exit 3'; echo $?
-        {RUN} /etc/passwd 2>&1; echo $?; {RUN} --net null true 2>&1; {RUN} --user 5 true 2>&1
+        {RUN} /etc/passwd 2>&1; echo $?; {RUN} --net null true 2>&1; {RUN} --user 5 true 2>&1; true
     """
     lines = runner.umvm(body, options=["--name", "top"]).ok().splitlines()
     assert lines[0].startswith("top.") and lines[1:3] == ["7", "kid b"]
