@@ -19,11 +19,14 @@ cdef extern from "pathwalk.h":
     umvm_view *umvm_view_make(void *memory, const char **points, const uint32_t *lens,
                               const uint32_t *ids, uint32_t count, uint32_t detached,
                               const char *root, uint32_t root_len) nogil
+    void umvm_view_bind(umvm_view *, uint32_t index, const char *source, uint32_t len,
+                        uint32_t flags) nogil
 
 cdef extern from "agent/layout.h":
     const uint32_t UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE, UMVM_ROUTE, UMVM_STUBS, UMVM_SELF
     const uint32_t UMVM_STATE, UMVM_GATES
-    const int UMVM_VIEWS, UMVM_VIEW_ROOM, UMVM_TEXTS, UMVM_MAILBOXES, UMVM_MAX_NR
+    const uint32_t UMVM_PLACES
+    const int UMVM_VIEWS, UMVM_VIEW_ROOM, UMVM_SPACES, UMVM_TEXTS, UMVM_MAILBOXES, UMVM_MAX_NR
     const uint64_t UMVM_ENV_STAMP
     struct umvm_kind:
         uint8_t flow
@@ -65,14 +68,15 @@ cdef extern from "agent/layout.h":
         uint64_t hooked[8]
         uint32_t active
         uint32_t descriptors
-        uint64_t view
+        uint32_t redirected
+        uint32_t read_only
+        uint32_t cautious
         uint64_t names[16]
         uint32_t texts_used
         uint32_t identity
         umvm_ids ids[2048]
         uint16_t text_index[8192]
         umvm_text texts[4096]
-        char views[12][16384]
         umvm_owners_hint owners
     struct umvm_mailbox:
         uint32_t owner
@@ -81,12 +85,14 @@ cdef extern from "agent/layout.h":
         uint32_t front
         uint64_t execs
         uint64_t loads
-        char loader[480]
+        uint32_t direct
+        char loader[472]
         char text[15872]
     struct umvm_state:
         uint64_t since
         uint64_t cwd_epoch
         uint32_t traced
+        uint64_t place_epoch
         uint64_t gated
         uint64_t walked
         uint64_t unpatched
@@ -98,8 +104,20 @@ cdef extern from "agent/layout.h":
         uint64_t bases[1]
     const int UMVM_UNIT_MS
 
-cdef extern from "stddef.h":
-    pass
+cdef extern from *:
+    """
+    typedef __typeof__(((struct umvm_places *)0)->records[0]) umvm_place_record;
+    """
+    ctypedef struct umvm_place_record:
+        uint32_t view
+        uint32_t cwd
+
+cdef extern from "agent/layout.h":
+    struct umvm_places:
+        umvm_place_record records[2048]
+        uint64_t views[64]
+        uint64_t generations[64]
+        char rooms[24][16384]
 
 cdef extern from *:
     """
@@ -111,7 +129,7 @@ cdef extern from *:
     {
         struct umvm_mount *m = (struct umvm_mount *)v->mounts;
         for (uint32_t i = 0; i < v->count; i++)
-            m[i].point += shift;
+            m[i].point += shift, m[i].source += m[i].source ? shift : 0;
         v->mounts = (void *)((char *)v->mounts + shift);
         v->slots = (void *)((char *)v->slots + shift);
         v->root += shift;
@@ -124,7 +142,7 @@ AGENT_BASE, AGENT_MASK, GATE = UMVM_AGENT_BASE, UMVM_AGENT_MASK, UMVM_GATE
 STUBS, ENTRY, BASES = UMVM_STUBS, UMVM_SELF, umvm_bases_at
 FLOWS = (
     "run gate active fd fds path follow stat open access readlink move chdir fchdir getcwd exec mmap "
-    "clone address sendto sendmsg ptrace hooked prctl sockname seccomp sigreturn"
+    "clone address sendto sendmsg ptrace hooked prctl sockname seccomp sigreturn setid"
 ).split()
 
 cdef uint64_t _mix(uint64_t h, uint64_t word) noexcept:
@@ -156,7 +174,10 @@ cdef class Area:
     cdef object _map
     cdef unsigned char *_memory
     cdef bytearray _taken  # which pages of stubs are in use
-    cdef int _turn
+    cdef umvm_places *places
+    cdef dict _views, _room  # of each space: what its view was made of, and where
+    cdef list _free  # rooms, the one that is free for the longest time first
+    cdef bint _served, _active
     cdef readonly bytes directory
 
     def __cinit__(self, bytes directory not None, bytes shadow not None, bytes cache not None,
@@ -181,6 +202,9 @@ cdef class Area:
         self._memory = &view[0]
         self.route = <umvm_route_area *>(self._memory + (UMVM_ROUTE - UMVM_AGENT_BASE))
         self.state = <umvm_state *>(self._memory + (UMVM_STATE - UMVM_AGENT_BASE))
+        self.places = <umvm_places *>(self._memory + (UMVM_PLACES - UMVM_AGENT_BASE))
+        self._views, self._room, self._free = {}, {}, list(range(UMVM_VIEWS))
+        self.state.place_epoch = 1
         self.route.shadow_dev = device
         self.route.shadow_len = len(shadow)
         self.route.owner = os.geteuid()
@@ -218,56 +242,115 @@ cdef class Area:
         """Agents ask about all calls on owners."""
         self.route.owners.on = 0
 
-    def set_view(self, points, names):
-        """The mount points [(path, id)] in mount order; ``names`` are further last components that
-        agents have to look at closely. What they had verified is void afterwards."""
-        cdef const char *texts[256]
-        cdef uint32_t lens[256]
-        cdef uint32_t ids[256]
-        cdef uint32_t n = 0, i
-        cdef size_t size = 0
-        cdef uint64_t h, there
+    def set_views(self, views, names):
+        """The views of all processes, each (mount points [(path, id)] in mount order, root, binds
+        {id: (source, flags)}); ``names`` are further last components that agents have to look at
+        closely. What they had verified is void afterwards."""
+        cdef uint64_t h
         cdef uint64_t[16] filter
-        cdef umvm_view *v
-        cdef char *memory
-        keep = [(bytes(path), ident) for path, ident in points]
-        served = any(ident > 1 for _, ident in keep)
-        plain = not any(ident > 1 and path.rstrip(b"/") == b"" for path, ident in keep)
+        cdef int i
+        given = [
+            (tuple((bytes(path), ident) for path, ident in points), bytes(root), dict(binds))
+            for points, root, binds in views
+        ]
+        mounted = {path for points, _, _ in given for path, ident in points if ident > 1}
+        all_binds = [bind for _, _, binds in given for bind in binds.values()]
+        redirected = len(given) > 1 or bool(all_binds) or given[0][1] != b"/"
+        every = mounted | {b"/", b"/proc"}
         memset(filter, 0, sizeof(filter))
-        for name in [path.rstrip(b"/").rsplit(b"/", 1)[-1] for path, _ in keep] + list(names):
+        for name in [path.rstrip(b"/").rsplit(b"/", 1)[-1] for path in every] + list(names):
             h = _hash(name)
             filter[h >> 6 & 15] |= <uint64_t>1 << (h & 63)
             filter[h >> 16 & 15] |= <uint64_t>1 << (h >> 10 & 63)
         for i in range(16):
             self.route.names[i] |= filter[i]
-        there = 0
-        if plain and len(keep) < 256:
-            for path, ident in keep:
-                texts[n] = path
-                lens[n] = len(path)
-                ids[n] = ident
-                size += len(path)
-                n += 1
-            size = umvm_view_bytes(n, size)
-            if size <= <size_t>UMVM_VIEW_ROOM:
-                self._turn = (self._turn + 1) % UMVM_VIEWS
-                memory = self.route.views[self._turn]
-                memset(memory, 0, UMVM_VIEW_ROOM)
-                v = umvm_view_make(memory, texts, lens, ids, n, n, b"", 0)
-                there = UMVM_ROUTE + (memory - <char *>self.route)
-                umvm_view_shift(v, <long>there - <long>memory)
-        self.route.view = there
-        if served:
+        self._served = bool(mounted) or redirected
+        if self._served:
             self.route.active = 1
+        self.route.read_only |= any(flags & 2 for _, flags in all_binds)
+        self.route.redirected |= redirected
+        for i in range(UMVM_SPACES):
+            parts = given[i] if i < len(given) else None
+            if self._views.get(i) != parts:
+                self._set_one(i, parts)
+        self.route.read_only = any(flags & 2 for _, flags in all_binds)
+        self.route.redirected = redirected
         self.forget()
         for i in range(16):
             self.route.names[i] = filter[i]
-        self.route.active = served or self.route.descriptors > 0
+        self.route.active = self._served or self.route.descriptors > 0 or self._active
+
+    cdef _set_one(self, int index, parts):
+        """One view; None: there is none. A room is used anew as late as can be: guests may be in it."""
+        room = self._room.pop(index, None)
+        there = 0
+        if parts is not None and len(self._free):
+            number = self._free.pop(0)
+            there = self._make(number, parts[0], parts[1], parts[2])
+            if there:
+                self._room[index] = number
+            else:
+                self._free.append(number)
+        self._views[index] = parts
+        self.places.views[index] = 0
+        self.places.generations[index] += 1
+        self.places.views[index] = there
+        if room is not None:
+            self._free.append(room)
+
+    cdef uint64_t _make(self, int number, points, bytes root, dict binds) except? 0:
+        """The guest address of a view that was made in a room; 0: it doesn't fit there."""
+        cdef const char *texts[256]
+        cdef uint32_t lens[256]
+        cdef uint32_t ids[256]
+        cdef uint32_t n = 0
+        cdef size_t size = len(root)
+        cdef uint64_t there
+        cdef umvm_view *v
+        cdef char *memory = self.places.rooms[number]
+        if len(points) >= 256 or any(ident > 1 and not path.rstrip(b"/") for path, ident in points):
+            return 0
+        for path, ident in points:
+            texts[n] = path
+            lens[n] = len(path)
+            ids[n] = ident
+            size += len(path)
+            n += 1
+        sources = [bytes(binds[ident][0]) if ident in binds else b"" for _, ident in points]
+        size = umvm_view_bytes(n, size)
+        if size + sum(map(len, sources)) > <size_t>UMVM_VIEW_ROOM:
+            return 0
+        memset(memory, 0, UMVM_VIEW_ROOM)
+        v = umvm_view_make(memory, texts, lens, ids, n, n, <const char *>root, len(root))
+        for n, (source, (_, ident)) in enumerate(zip(sources, points)):
+            if ident in binds:
+                memcpy(memory + size, <const char *>source, len(source))
+                umvm_view_bind(v, n, memory + size, len(source), binds[ident][1])
+                size += len(source)
+        there = UMVM_PLACES + (memory - <char *>self.places)
+        umvm_view_shift(v, <long>there - <long>memory)
+        return there
+
+    def set_place(self, int number, uint32_t view, uint32_t cwd):
+        """Which view processes with this number see, and by which mount they came to where they
+        are (core_accel.engine.Engine.set_place)."""
+        if 0 <= number < UMVM_AGENT_IDS:
+            self.places.records[number].view = view
+            self.places.records[number].cwd = cwd
+
+    def place_moved(self):
+        """Some process has another number."""
+        self.state.place_epoch += 1
+
+    def set_cautious(self):
+        """Agents are told that they may not see all calls of a program."""
+        self.route.cautious = 1
 
     def set_descriptors(self, uint32_t count, active):
         """How many served descriptors are open; whether anything is served at all."""
         self.route.descriptors = count
-        self.route.active = 1 if active or count else 0
+        self._active = bool(active)
+        self.route.active = 1 if active or count or self._served else 0
 
     def set_hooks(self, numbers):
         """The calls that are always the supervisor's."""
@@ -343,9 +426,10 @@ cdef class Area:
             slot[0] = self.route.texts_used
         return True
 
-    def put(self, uint32_t owner, bytes program, bytes name, front):
+    def put(self, uint32_t owner, bytes program, bytes name, front, direct=False):
         """Fill a free mailbox for a process that executes the loader; the loader's path for it.
-        None: there is none, or what it is told doesn't fit."""
+        ``direct``: the program names its interpreter by the host's path. None: there is no mailbox,
+        or what it is told doesn't fit."""
         cdef int i
         cdef umvm_mailbox *m = NULL
         words = b"".join(word + b"\0" for word in front)
@@ -363,6 +447,7 @@ cdef class Area:
         m.name = 0 if program == name else len(program) + 1
         m.front = len(program) + len(name) + 2
         m.count = len(front)
+        m.direct = 1 if direct else 0
         return <bytes>m.loader
 
     def counts(self):

@@ -181,6 +181,8 @@ cdef class View:
         """
         self.given = list(points)
         self.sources = []
+        self.root = root
+        self.shows = dict(binds)
         cdef list mounts = [(bytes(point), int(ident)) for point, ident in self.given]
         cdef Py_ssize_t attached = len(mounts), n, k
         cdef size_t text = len(root)
@@ -267,6 +269,10 @@ cdef class View:
     def points(self):
         """The mounts that it was made of: (path, id) in the order of mounting."""
         return list(self.given)
+
+    def parts(self):
+        """What it was made of: points, root, and binds; without the detached mounts."""
+        return list(self.given), self.root, dict(self.shows)
 
     def binds(self):
         """How many of them are bind mounts."""

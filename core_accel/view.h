@@ -31,7 +31,7 @@ struct umvm_mount {
 struct umvm_view {
     const struct umvm_mount *mounts;
     uint16_t *slots; /* hash table of points: index + 1 */
-    uint32_t count, mask, binds;
+    uint32_t count, mask, binds, flags; /* `flags`: of any bind mount */
     const char *root;      /* nothing above it is reached */
     uint32_t root_len;
 };
@@ -166,17 +166,18 @@ static inline void umvm_view_bind(struct umvm_view *v, uint32_t index, const cha
     m->source_len = umvm_text_len(source, len);
     m->flags = UMVM_BIND | flags;
     v->binds++;
+    v->flags |= flags;
 }
 
 /* Where a view shows the file that has this path on the host: the path in the view, in `out`, its length and
    the mount's index. `hint`: the id of the mount that it was reached by (UMVM_BY_PATH: not known). Returns at
-   how many places it can be seen from the root, or else at all; 0: nowhere, and `out` is the path as it is. */
-static inline int umvm_shown(const struct umvm_view *v, uint32_t hint, const char *host, uint32_t len, char *out,
-                             uint32_t *out_len, uint32_t *in)
+   how many places it can be seen from the root, or else at all; 0: nowhere, and `out` is the path as it is.
+   `path`: scratch memory of `room` bytes. */
+static inline int umvm_shown_in(const struct umvm_view *v, uint32_t hint, const char *host, uint32_t len, char *out,
+                                uint32_t *out_len, uint32_t *in, char *path, uint32_t room)
 {
     int places = 0, best = -1;
     uint32_t best_detail = 0;
-    char path[UMVM_PLACE_MAX];
     uint64_t hash;
     len = umvm_text_len(host, len);
     __builtin_memcpy(out, host, len);
@@ -190,7 +191,7 @@ static inline int umvm_shown(const struct umvm_view *v, uint32_t hint, const cha
             if (!(m->flags & UMVM_BIND) || !umvm_below(m->source, m->source_len, host, len))
                 continue;
             n = m->len + len - m->source_len;
-            if (n >= UMVM_PLACE_MAX)
+            if (n >= room)
                 continue;
             __builtin_memcpy(path, m->point, m->len);
             __builtin_memcpy(path + m->len, host + m->source_len, len - m->source_len);
@@ -216,5 +217,12 @@ static inline int umvm_shown(const struct umvm_view *v, uint32_t hint, const cha
         }
     }
     return places;
+}
+
+static inline int umvm_shown(const struct umvm_view *v, uint32_t hint, const char *host, uint32_t len, char *out,
+                             uint32_t *out_len, uint32_t *in)
+{
+    char path[UMVM_PLACE_MAX];
+    return umvm_shown_in(v, hint, host, len, out, out_len, in, path, sizeof path);
 }
 #endif

@@ -259,9 +259,9 @@ class VirtualMachine:
 
     def first(self, paths: list[bytes]) -> list[bytes]:
         """The files that the first guest is to try to execute; `paths`: those of execvp(3)."""
-        if isinstance(self.engine, Engine) or self.spaces.redirects:
+        if isinstance(self.engine, Engine):
             return paths
-        return self.engine.first(paths, self.walk)
+        return self.engine.first(paths, lambda path: self.walk(path, self.spaces.main))
 
     # --- mounts ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@
 #include "text.h"
 
 enum { RUN, DONE };
+enum { OPEN_FLAGS = 037777703, RESOLVE_NO_LINKS = 4, NR_FACCESSAT2 = 439 };
 
 #include "entry.h"
 void umvm_entry(void);
@@ -101,8 +102,6 @@ static NOINLINE int with_stat(struct regs *r, const struct umvm_kind *k)
     return what == PLAIN ? RUN : ask(r);
 }
 
-enum { OPEN_FLAGS = 037777703, RESOLVE_NO_LINKS = 4 };
-
 static NOINLINE int with_open(struct regs *r, const struct umvm_kind *k)
 {
     const char *path = path_of(k, r, 0);
@@ -178,6 +177,8 @@ static NOINLINE int moves_a_file(const struct regs *r, const struct umvm_kind *k
            (st.st_mode & S_IFMT) == S_IFREG;
 }
 
+#include "redirect.h"
+
 static NOINLINE int with_move(struct regs *r, const struct umvm_kind *k)
 {
     if (ROUTE->active && !both_nowhere(r, k))
@@ -193,7 +194,10 @@ static NOINLINE int with_move(struct regs *r, const struct umvm_kind *k)
 static NOINLINE int with_chdir(struct regs *r, const struct umvm_kind *k)
 {
     struct part q;
-    if (ROUTE->active && follows_nowhere(path_of(k, r, 0), AT_FDCWD, &q) != NO) {
+    struct place p;
+    if (ROUTE->redirected && my_place(&p) && !is_plain_view(p.view))
+        redirected(r, k, &p);
+    else if (ROUTE->active && follows_nowhere(path_of(k, r, 0), AT_FDCWD, &q) != NO) {
         cwd_changed();
         ask(r);
     } else
@@ -204,7 +208,7 @@ static NOINLINE int with_chdir(struct regs *r, const struct umvm_kind *k)
 
 static NOINLINE int with_fchdir(struct regs *r)
 {
-    if (served_fd((int)r->rdi))
+    if (ROUTE->redirected || served_fd((int)r->rdi)) /* the supervisor notes by which mount */
         ask(r);
     else
         r->rax = (uint64_t)run_here(r);
@@ -214,22 +218,53 @@ static NOINLINE int with_fchdir(struct regs *r)
 
 static NOINLINE int with_getcwd(struct regs *r)
 {
+    struct place p;
     if (!ROUTE->active)
         return RUN;
-    return cwd_known(now_units()) ? RUN : ask(r);
+    if (!my_place(&p))
+        return ask(r);
+    if (!is_plain_view(p.view))
+        return redirected_cwd(r, &p);
+    return cwd_known(&p, now_units()) ? RUN : ask(r);
+}
+
+/* execve where paths aren't the host's: what the kernel would execute itself, the supervisor is asked about. */
+static NOINLINE int redirected_exec(struct regs *r, const struct place *p)
+{
+    struct room *room = take_room(p);
+    int failed = 0;
+    const char *name = (const char *)r->rdi, *path = room ? find_program(name, room, &failed) : 0;
+    if (!path || in_shadow(name, room->f.q.length)) {
+        give_room(room);
+        return ask(r);
+    }
+    if (failed) {
+        struct regs c = *r;
+        c.rdi = (uint64_t)path;
+        r->rax = (uint64_t)run_here(&c);
+        give_room(room);
+        return DONE;
+    }
+    long e = execute_host(path, name, room, r->rsi, r->rdx);
+    return e == 0 || e == 1 ? ask(r) : done(r, e);
 }
 
 static NOINLINE int with_exec(struct regs *r)
 {
     const char *path = (const char *)r->rdi;
     struct part q;
+    struct place p;
+    if (ROUTE->redirected && !my_place(&p))
+        return ask(r);
+    if (ROUTE->redirected && !is_plain_view(p.view))
+        return redirected_exec(r, &p);
     if (may_be_exe(path) && own_exe(path))
         path = SELF->exe;
     if (!measure(path, &q))
         return RUN;
     if (in_shadow(path, q.length) || (ROUTE->active && follows_nowhere(path, AT_FDCWD, &q) != NO))
         return ask(r);
-    long e = execute_host(&q, r->rsi, r->rdx);
+    long e = execute_host(path, path, 0, r->rsi, r->rdx);
     return e == 0 ? RUN : e == 1 ? ask(r) : done(r, e);
 }
 
@@ -271,7 +306,7 @@ static NOINLINE int with_mmap(struct regs *r)
 
 static NOINLINE int with_clone(struct regs *r)
 {
-    uint64_t flags = r->rdi;
+    uint64_t flags = r->rax == __NR_vfork ? CLONE_VM : r->rdi;
     if (r->rax == 435) {
         if (!SELF->sandboxed && !readable(r->rdi, 8))
             return RUN;
@@ -280,6 +315,10 @@ static NOINLINE int with_clone(struct regs *r)
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
     if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
         return done(r, -EPERM);
+    if ((flags & (CLONE_VM | CLONE_THREAD)) == CLONE_VM && !SELF->shared) {
+        SELF->place_epoch = 0;
+        SELF->shared = 1;
+    }
     return RUN;
 }
 
@@ -362,11 +401,18 @@ static NOINLINE int with_sigreturn(struct regs *r)
 static NOINLINE int decide_path(struct regs *r, const struct umvm_kind *k)
 {
     struct part q;
-    int proc = k->path[0] >= 0 && may_be_exe(path_of(k, r, 0));
+    int proc = k->path[0] >= 0 && !ROUTE->redirected && may_be_exe(path_of(k, r, 0));
     if (proc && own_exe(path_of(k, r, 0)))
         return with_exe(r, k);
     if (!ROUTE->active && !proc)
         return k->flow == UMVM_F_MOVE ? with_move(r, k) : RUN;
+    if (ROUTE->redirected) {
+        struct place p;
+        if (!my_place(&p))
+            return ask(r);
+        if (!is_plain_view(p.view))
+            return redirected(r, k, &p);
+    }
     switch (k->flow) {
     case UMVM_F_STAT:
         if (k->flags >= 0 && argument(r, k->flags) & AT_SYMLINK_NOFOLLOW)
@@ -412,7 +458,12 @@ __attribute__((used)) int decide(struct regs *r)
         return RUN;
     }
     switch (k->flow) {
+    case UMVM_F_SETID:
+        SELF->who = (uint32_t)now_units() << 12 ^ (uint32_t)SYS1(__NR_getpid, 0);
+        return ask(r);
     case UMVM_F_FD:
+        if (ROUTE->read_only && changes_by_fd(r))
+            return ask(r);
         return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;
     case UMVM_F_FDS:
         return ROUTE->descriptors ? ask(r) : RUN;
@@ -430,6 +481,8 @@ __attribute__((used)) int decide(struct regs *r)
         return with_exec(r);
     case UMVM_F_MMAP:
         return with_mmap(r);
+    case UMVM_F_CLONE:
+        return with_clone(r);
     case UMVM_F_ADDRESS:
     case UMVM_F_SENDTO:
     case UMVM_F_SENDMSG:

@@ -146,6 +146,10 @@ static inline int verified(uint64_t hash, uint64_t now)
     return ((entry ^ hash) & ~UMVM_TIME) == 0 && age < UMVM_AGE && now - age > STATE->since;
 }
 
+#define SEED_ABSOLUTE 0x51a7ull
+#define SEED_FULL 0xf011ull
+#define SEED_SEEN 0x5ee0ull
+
 /* `now` is the time before it was looked at. */
 static inline void remember(uint64_t hash, uint64_t now)
 {

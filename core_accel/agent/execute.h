@@ -5,11 +5,12 @@
    without loader and agent: then its calls arrive by notification. */
 #ifndef UMVM_AGENT_EXECUTE_H
 #define UMVM_AGENT_EXECUTE_H
-#include "paths.h"
+#include "translate.h"
 #include <linux/elf.h>
 
 enum { LOADED = 10, NOT_OURS };
-enum { HEAD = 256, MAX_SCRIPTS = 5, EXECVE_CHECK = 0x10000, ST_NOEXEC = 8 };
+enum { NAME_AT = 4096, FRONT_AT = 8192 }; /* in a mailbox's text */
+enum { HEAD = 256, MORE = 1024, MAX_SCRIPTS = 5, EXECVE_CHECK = 0x10000, ST_NOEXEC = 8 };
 
 static void copy_text(volatile char *to, const char *from, size_t n)
 {
@@ -49,15 +50,15 @@ static int may_execute(int fd)
     return SYS2(__NR_fstatfs, fd, &fs) == 0 && !(fs.flags & ST_NOEXEC);
 }
 
-/* Opens a program of the host's and reads its first bytes: the count, or 0 if it isn't for us. */
-static long open_program(const char *path, char *head)
+/* Opens a program of the host's and reads its first bytes (`size`): the count, or 0 if it isn't for us. */
+static long open_program(const char *path, char *head, long size)
 {
     int fd = (int)SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0);
     long n = 0;
     if (fd < 0)
         return 0;
     if (may_execute(fd))
-        n = SYS4(__NR_pread64, fd, head, HEAD, 0);
+        n = SYS4(__NR_pread64, fd, head, size, 0);
     SYS1(__NR_close, fd);
     return n > 4 ? n : 0;
 }
@@ -127,35 +128,77 @@ static int put_front(volatile struct umvm_mailbox *m, uint32_t *used, const char
 /* The kernel would run a 32-bit program, whose calls the filter refuses: better none than one that can't even exit. */
 static int is_foreign(const char *head, long n) { return n > 4 && text_is(head, 4, "\177ELF") && head[4] == ELFCLASS32; }
 
-/* Fills the mailbox for the file that q names. NO: the kernel is to execute the file itself; ASK; LOADED; NOT_OURS. */
-static NOINLINE int prepare(volatile struct umvm_mailbox *m, const struct part *q, char *head)
+/* Where a program is on the host, when a guest executes this name: the path, 0: ask. *failed: there is none, for the
+   kernel either. Where paths aren't the host's `room` holds it. */
+static NOINLINE const char *find_program(const char *name, struct room *room, int *failed)
+{
+    struct part q;
+    char c;
+    *failed = 0;
+    if (!room)
+        return !ROUTE->active || follows_nowhere(name, AT_FDCWD, &q) == NO ? name : 0;
+    struct found *f = &room->f;
+    if (locate(f, name, AT_FDCWD, 1, 0, 0) != NO || f->final)
+        return 0;
+    long e = f->failed ? f->failed : SYS3(__NR_readlink, f->same ? name : f->text, &c, 1);
+    if (e >= 0 && locate_link(f, AT_FDCWD) != NO)
+        return 0;
+    *failed = f->failed || f->missing || (e < 0 && e != -EINVAL);
+    return f->same ? name : f->text;
+}
+
+/* Is the interpreter of a program there, where the guest finds it? Its path may lie beyond what was read. */
+static NOINLINE int has_interpreter(const char *head, long n, struct room *room)
+{
+    const Elf64_Ehdr *e = (const Elf64_Ehdr *)head;
+    int failed;
+    for (uint32_t i = 0; i < e->e_phnum && e->e_phoff + (i + 1) * sizeof(Elf64_Phdr) <= (uint64_t)n; i++) {
+        const Elf64_Phdr *p = (const Elf64_Phdr *)(head + e->e_phoff) + i;
+        if (p->p_type == PT_INTERP)
+            return p->p_filesz > 1 && p->p_filesz < HEAD && p->p_offset + p->p_filesz <= (uint64_t)n &&
+                   !head[p->p_offset + p->p_filesz - 1] && find_program(head + p->p_offset, room, &failed) && !failed;
+    }
+    return 1;
+}
+
+/* Fills the mailbox for the host's file `path`, which is executed as `name`. NO: the kernel is to execute the file
+   itself; ASK; LOADED; NOT_OURS. */
+static NOINLINE int prepare(volatile struct umvm_mailbox *m, const char *path, const char *name_used, struct room *room,
+                            char *head)
 {
     uint32_t used = 0;
-    m->count = m->name = 0;
-    copy_text(m->text, q->text, q->length);
+    size_t used_length = text_length(name_used);
+    m->count = m->name = m->direct = 0;
+    copy_text(m->text, path, text_length(path));
+    if (room) {
+        m->name = NAME_AT;
+        copy_text(m->text + NAME_AT, name_used, used_length);
+    }
     for (int depth = 0; depth <= MAX_SCRIPTS; depth++) {
         char *name, *argument;
-        struct part inner;
-        long n = open_program((const char *)m->text, head);
+        long n = open_program((const char *)m->text, head, room ? MORE : HEAD);
         if (is_program(head, n))
-            return LOADED;
+            return room && !has_interpreter(head, n, room) ? ASK : LOADED;
+        n = n > HEAD ? HEAD : n;
         if (is_foreign(head, n))
             return NOT_OURS;
         if (n < 4 || head[0] != '#' || head[1] != '!' || !parse_script(head, n, &name, &argument))
             return NO;
         size_t length = text_length(name);
-        if (depth == 0) { /* the interpreter's name goes to the start of the text, which has room for it */
-            m->name = HEAD;
-            m->front = HEAD + q->length + 1;
-            copy_text(m->text + HEAD, q->text, q->length);
-            if (!put_front(m, &used, q->text, q->length))
+        if (depth == 0) {
+            m->name = NAME_AT;
+            m->front = FRONT_AT;
+            copy_text(m->text + NAME_AT, name_used, used_length);
+            if (!put_front(m, &used, name_used, used_length))
                 return NO;
         }
         if ((argument && !put_front(m, &used, argument, text_length(argument))) || !put_front(m, &used, name, length))
             return NO;
-        if (ROUTE->active && follows_nowhere(name, AT_FDCWD, &inner) != NO)
+        int failed;
+        const char *found = find_program(name, room, &failed);
+        if (!found || failed)
             return ASK;
-        copy_text(m->text, name, length);
+        copy_text(m->text, found, text_length(found));
     }
     return NO; /* ELOOP */
 }
@@ -177,18 +220,21 @@ static int is_traced(char *buffer, long size)
     return 1;
 }
 
-/* execve of a path that was found to lead to a host file. Returns the kernel's error, 0 (the kernel is to run the
-   call itself) or 1 (ask). */
-static NOINLINE long execute_host(const struct part *q, uint64_t argv, uint64_t envp)
+/* execve of the host's file `path`, as `name`. Returns the kernel's error, 0 (the kernel is to run the call itself) or
+   1 (ask). `room`: where paths aren't the host's, memory for them; given back. */
+static NOINLINE long execute_host(const char *path, const char *name, struct room *room, uint64_t argv, uint64_t envp)
 {
     struct slot *s = take_slot();
     int what = NO;
     long r = 0;
-    if (!s)
+    if (!s) {
+        give_room(room);
         return 0;
+    }
     volatile struct umvm_mailbox *m = is_traced(s->base, sizeof s->base) ? 0 : take_mailbox();
     if (m)
-        what = prepare(m, q, s->base);
+        what = prepare(m, path, name, room, s->base);
+    give_room(room);
     give_slot(s); /* now: a child of vfork can't after the exec */
     if (what == NOT_OURS)
         r = -ENOEXEC;

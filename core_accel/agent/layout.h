@@ -15,6 +15,7 @@
 #define UMVM_TEXT 0x70080000u       /* the loader's own text */
 #define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area */
 #define UMVM_STATE 0x70200000u      /* struct umvm_state */
+#define UMVM_PLACES 0x70390000u     /* struct umvm_places */
 #define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */
 #define UMVM_GATE 0x71000000u       /* gates: each is a `syscall` that asks the supervisor */
 #define UMVM_GATES 4096u
@@ -22,7 +23,9 @@
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
-#define UMVM_ENV_STAMP 0x756d766d61676532ull /* changes with the layout */
+#define UMVM_ENV_STAMP 0x756d766d61676533ull /* changes with the layout */
+
+#define UMVM_NATIVELY 0x756d766d6e617469ull /* fourth argument of execve: not by the loader, and the path is the host's */
 
 /* How the agent treats a call. */
 enum umvm_flow {
@@ -53,6 +56,7 @@ enum umvm_flow {
     UMVM_F_SOCKNAME,
     UMVM_F_SECCOMP,
     UMVM_F_SIGRETURN,
+    UMVM_F_SETID, /* always the supervisor's; rights may change */
 };
 
 struct umvm_kind {
@@ -77,9 +81,11 @@ struct umvm_text {
 enum {
     UMVM_TEXTS = 4096,
     UMVM_VIEW_ROOM = 16384,
-    UMVM_VIEWS = 12,
+    UMVM_VIEWS = 24,
+    UMVM_SPACES = 64, /* views of processes that agents know; in others they ask */
     UMVM_MAILBOXES = 64,
     UMVM_PREFIXES = 8192, /* 64 KiB: one fault maps them all */
+    UMVM_TRANSLATIONS = 1024,
 };
 
 /* A guest's ids by the number that its soft limit RLIMIT_LOCKS holds (umvm/guest/marks.py). */
@@ -102,26 +108,52 @@ struct umvm_route_area {
     uint64_t hooked[UMVM_MAX_NR / 64];
     uint32_t active;     /* anything is served */
     uint32_t descriptors;
-    uint64_t view;       /* guest address of the present struct umvm_view; 0: ask */
+    uint32_t redirected; /* some process finds files of the host at other paths */
+    uint32_t read_only;  /* some bind mount is read-only */
+    uint32_t cautious;   /* only some calls of a program are patched: memory may be shared unseen */
+    uint32_t pad;
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
     uint32_t texts_used;
     uint32_t identity;   /* guests have ids of their own: those in `ids` need no question */
     uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
-    char views[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
     struct umvm_ids ids[UMVM_AGENT_IDS] __attribute__((aligned(4096)));
     struct umvm_owners_hint owners __attribute__((aligned(4096)));
 };
 _Static_assert(sizeof(struct umvm_route_area) <= UMVM_STATE - UMVM_ROUTE, "the areas overlap");
 
+/* Views, and which process has which: by the number of its record, as umvm/guest/marks.py. */
+struct umvm_places {
+    struct {
+        uint32_t view; /* index in `views`; UMVM_SPACES and more: not known here */
+        uint32_t cwd;  /* the mount by which a process came to its working directory */
+    } records[UMVM_AGENT_IDS];
+    uint64_t views[UMVM_SPACES]; /* guest address of the present struct umvm_view; 0: ask */
+    uint64_t generations[UMVM_SPACES];
+    char rooms[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
+};
+_Static_assert(sizeof(struct umvm_places) <= UMVM_STUBS - UMVM_PLACES, "the areas overlap");
+
+/* Where a path leads on the host. Written by any guest, so that readers look at `sequence` (odd: being written)
+   before and afterwards. */
+struct umvm_translation {
+    uint32_t sequence;
+    uint16_t length, flags; /* of the text; of the bind mount */
+    uint32_t id, same;      /* the bind mount, 0: none; the kernel gets there from the guest's own text */
+    uint64_t hash, time;    /* of the guest's text and view; when it was walked, in units */
+    char text[224];
+};
+
 /* What an exec hands to the loader; the loader is executed by a name that tells which of these is meant. */
 struct umvm_mailbox {
     uint32_t owner;      /* process id + 1 of who fills it; 0: free */
     uint32_t count;      /* words in front */
-    uint32_t name;       /* where in `text` what was executed is; what to load is at 0 */
+    uint32_t name;       /* where in `text` what was executed is; what to load (the host's path) is at 0 */
     uint32_t front;      /* where the words are that take the place of argv[0] */
     uint64_t execs, loads; /* how often it was used */
-    char loader[480];    /* the loader's name that means this mailbox; set once */
+    uint32_t direct;     /* the program names its interpreter by the host's path */
+    uint32_t pad;
+    char loader[472];    /* the loader's name that means this mailbox; set once */
     char text[15872];
 };
 
@@ -130,11 +162,16 @@ struct umvm_state {
     uint64_t cwd_epoch;  /* changes when any process may have come to stand somewhere else unseen */
     uint32_t traced;     /* some guest used ptrace */
     uint32_t pad;
+    uint64_t place_epoch; /* changes with the record of any process */
+    uint64_t link_names[16]; /* Bloom filter: names of links on the way of a translation */
     uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(65536)));
+    struct umvm_translation translations[UMVM_TRANSLATIONS] __attribute__((aligned(4096)));
     uint64_t gated, walked, unpatched; /* counters */
     uint8_t answered[UMVM_GATES] __attribute__((aligned(4096))); /* of each gate: has the supervisor answered? */
     struct umvm_mailbox mailboxes[UMVM_MAILBOXES] __attribute__((aligned(4096)));
 };
+
+_Static_assert(UMVM_STATE + sizeof(struct umvm_state) <= UMVM_PLACES, "the areas overlap");
 
 /* Private to a process; fork copies it, exec starts anew. */
 struct umvm_self {
@@ -148,6 +185,12 @@ struct umvm_self {
     uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
+    uint64_t place_epoch; /* `place` is the number of the process's record at this time */
+    uint32_t place;
+    uint32_t shared;     /* a child of vfork may use this memory: what is known is known of process `pid` */
+    uint32_t pid;
+    uint32_t cwd_mount, cwd_flags; /* the bind mount that the working directory is in, 0: none */
+    uint32_t who;        /* changes with the rights of the process */
     uint64_t pages[128]; /* pages that were readable: number << 28 | generation */
     uint64_t bases[UMVM_STUB_PAGES]; /* load bias + 1 of the file whose stubs begin in that page */
     char exe[8192];      /* path of the program, and what was executed if that is another text */

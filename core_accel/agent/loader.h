@@ -92,7 +92,7 @@ static long map_segment(int fd, const struct stat *st, const Elf64_Phdr *p, uint
 static Elf64_Phdr many_segments[MAX_SEGMENTS] PRIVATE_DATA;
 
 /* Up to the text, so that no gap is left in which the kernel might put what a guest maps. */
-static char fill[UMVM_TEXT - UMVM_SELF - sizeof(struct umvm_self) - sizeof slots - sizeof many_segments - 4096] PRIVATE_DATA;
+static char fill[UMVM_TEXT - UMVM_SELF - sizeof(struct umvm_self) - sizeof slots - sizeof rooms - sizeof many_segments - 4096] PRIVATE_DATA;
 
 /* Maps one file of the program; `interpreter` (256 bytes): where its interpreter's path goes, or NULL. 0, or a negative
    errno; −ENOEXEC: better let the kernel do it. */
@@ -296,12 +296,16 @@ static void set_name(const char *path)
     SYS6(__NR_prctl, PR_SET_NAME, name, 0, 0, 0, 0);
 }
 
-/* The program as the kernel would run it, without agent. */
+/* The program as the kernel would run it, without agent; UMVM_NATIVELY says so (umvm/syscalls/execute.py). */
 static _Noreturn void run_natively(uint64_t *stack)
 {
     uint64_t argc = stack[0];
     char **argv = (char **)(stack + 1);
-    SYS3(__NR_execve, SELF->exe, argv, argv + argc + 1);
+    struct regs r = {__NR_execve, (uint64_t)SELF->exe, (uint64_t)argv, (uint64_t)(argv + argc + 1), UMVM_NATIVELY, 0, 0};
+    if (ROUTE->redirected)
+        ask_gate(&r); /* its interpreter may be another one than the kernel would find */
+    else
+        run_here(&r);
     stop("can't load the program");
 }
 
@@ -310,10 +314,11 @@ __asm__(".section .zend,\"a\",@progbits\n.globl umvm_text_end\numvm_text_end:\n.
 extern char umvm_text_end[];
 
 /* Reads the mailbox and gives it back. The stack to go on with; *name: what was executed. */
-static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name)
+static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name, int *direct)
 {
     uint32_t n = 0, at = m->name;
     m->loads++;
+    *direct = (int)m->direct;
     while (n < 4095 && (SELF->exe[n] = m->text[n]))
         n++;
     SELF->exe[n] = 0;
@@ -357,6 +362,8 @@ static NOINLINE void map_area(const char *own, size_t n)
     SYS1(__NR_close, fd);
 }
 
+static int open_raw(const char *path) { return (int)SYS4(__NR_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0); }
+
 /* Opens a part of the program as the guest would. */
 static int open_part(const char *path)
 {
@@ -375,8 +382,9 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     const char *own = (const char *)*entry, *name;
     size_t n = text_length(own);
     uint32_t number = number_of(own, n);
+    int direct;
     map_area(own, n);
-    stack = read_mailbox(&STATE->mailboxes[number], stack, &name);
+    stack = read_mailbox(&STATE->mailboxes[number], stack, &name, &direct);
     aux = auxiliary(stack);
     SELF->map_generation = 1;
     SELF->entry = umvm_entry;
@@ -389,7 +397,9 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     if (entry && !fixed)
         random = hash_text(0, (const char *)*entry, 16);
     interpreter[0] = 0;
-    int fd = open_part(SELF->exe);
+    if ((entry = aux_entry(aux, AT_EUID)))
+        SELF->who = (uint32_t)*entry;
+    int fd = open_raw(SELF->exe);
     if (fd < 0 || map_image(fd, &program, &st, PIE_BASE + ((random & 0xfffffff) << 12), interpreter) < 0)
         run_natively(stack);
     SELF->exe_dev = st.st_dev;
@@ -413,7 +423,7 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     SYS1(__NR_close, fd);
     uint64_t go = program.entry, interp_base = 0;
     if (interpreter[0]) {
-        fd = open_part(interpreter);
+        fd = direct ? open_raw(interpreter) : open_part(interpreter);
         if (fd < 0 || map_image(fd, &interp, &st, 0, 0) < 0)
             run_natively(stack);
         SYS1(__NR_close, fd);

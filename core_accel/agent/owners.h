@@ -6,7 +6,6 @@
 #define UMVM_AGENT_OWNERS_H
 
 #define OWNERS ((const struct umvm_owners_hint *)&ROUTE->owners)
-#define NR_FACCESSAT2 439
 
 static int decide_path(struct regs *r, const struct umvm_kind *k);
 
@@ -103,7 +102,8 @@ static NOINLINE int owned_access(struct regs *r, const struct umvm_kind *k)
 /* A call that the engine answers for owners. */
 static NOINLINE int with_owned(struct regs *r, const struct umvm_kind *k)
 {
-    if (!is_plain())
+    struct place p;
+    if (!is_plain() || (ROUTE->redirected && (!my_place(&p) || !is_plain_view(p.view))))
         return ask(r);
     switch (r->rax) {
     case __NR_stat: case __NR_lstat: case __NR_fstat: case __NR_newfstatat: case __NR_statx:

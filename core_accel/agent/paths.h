@@ -6,52 +6,17 @@
    relative to a descriptor of the host's is in the host's directory. */
 #ifndef UMVM_AGENT_PATHS_H
 #define UMVM_AGENT_PATHS_H
-#include "base.h"
-#define UMVM_REST_MAX (2 * UMVM_PATH_MAX + 512)
-#include "../pathwalk.h"
+#include "place.h"
 
 enum { NO, ASK, UNKNOWN, PLAIN /* the kernel refuses it, or it is the host's without doubt */ };
-
-#define SEED_ABSOLUTE 0x51a7ull
-#define SEED_FULL 0xf011ull
 
 struct part {
     const char *text;
     uint32_t length, last; /* `last`: where the last component begins */
     uint64_t hash;         /* of the directory text, with its base; 0: the base isn't known */
     uint64_t now;
+    struct place place;
 };
-
-struct slot {
-    int busy;
-    struct umvm_walk walk;
-    char base[UMVM_PATH_MAX];
-};
-enum { SLOTS = 8 };
-static struct slot slots[SLOTS] PRIVATE_DATA;
-
-/* A slot is lost when a signal handler leaves with siglongjmp while one is held; without any the
-   supervisor is asked. */
-static struct slot *take_slot(void)
-{
-    for (int i = 0; i < SLOTS; i++)
-        if (!__atomic_exchange_n(&slots[i].busy, 1, __ATOMIC_ACQUIRE))
-            return &slots[i];
-    return 0;
-}
-
-static void give_slot(struct slot *s) { __atomic_store_n(&s->busy, 0, __ATOMIC_RELEASE); }
-
-static int in_shadow(const char *path, long n)
-{
-    uint32_t m = ROUTE->shadow_len;
-    if (n < (long)m)
-        return 0;
-    for (uint32_t i = 0; i < m; i++)
-        if (path[i] != ROUTE->shadow[i])
-            return 0;
-    return 1;
-}
 
 /* --- names --------------------------------------------------------------------------------------- */
 
@@ -101,7 +66,7 @@ static int proc_ours(const char *p, uint32_t n)
     return 0;
 }
 
-/* --- descriptors and the working directory ------------------------------------------------------- */
+/* --- descriptors --------------------------------------------------------------------------------- */
 
 static NOINLINE int fd_is_ours(int fd)
 {
@@ -112,38 +77,6 @@ static NOINLINE int fd_is_ours(int fd)
 }
 
 static inline int served_fd(int fd) { return ROUTE->descriptors && fd_is_ours(fd); }
-
-/* Looks at the working directory; 1 if it is the host's, outside every mount and /proc. */
-static NOINLINE int look_at_cwd(uint64_t now)
-{
-    uint64_t epoch = STATE->cwd_epoch;
-    struct slot *s = take_slot();
-    int ok = 0;
-    uint64_t hash;
-    if (!s)
-        return 0;
-    long n = SYS2(__NR_getcwd, s->walk.path, UMVM_PATH_MAX);
-    if (n > 1 && s->walk.path[0] == '/' && !in_shadow(s->walk.path, n - 1)) {
-        const struct umvm_view *v = (const struct umvm_view *)(uintptr_t)ROUTE->view;
-        s->walk.len = umvm_text_len(s->walk.path, (uint32_t)n - 1);
-        ok = v && umvm_id(v, umvm_place(v, s->walk.path, s->walk.len, &hash)) == UMVM_HOST;
-        SELF->cwd_hash = hash_text(SEED_ABSOLUTE, s->walk.path, s->walk.len) | 1;
-        SELF->cwd_epoch = epoch;
-        SELF->cwd_time = now;
-        SELF->cwd_ok = ok;
-    }
-    give_slot(s);
-    return ok;
-}
-
-static inline int cwd_known(uint64_t now)
-{
-    return (SELF->cwd_ok && SELF->cwd_epoch == STATE->cwd_epoch && now - SELF->cwd_time < UMVM_AGE &&
-            SELF->cwd_time > STATE->since) ||
-           look_at_cwd(now);
-}
-
-static inline void cwd_changed(void) { SELF->cwd_ok = 0; }
 
 /* --- one path ------------------------------------------------------------------------------------ */
 
@@ -181,14 +114,14 @@ static int judge(const char *text, int dirfd, struct part *q)
     q->hash = 0;
     q->now = 0;
     int given = measure(text, q);
-    if (!ROUTE->view)
+    if (!my_place(&q->place))
         return ASK;
     if (text && !given)
         return PLAIN; /* EFAULT or ENAMETOOLONG */
     if (q->length == 0) /* the descriptor itself, also for utimensat's null path */
         return dirfd == AT_FDCWD ? ASK : served_fd(dirfd) ? ASK : PLAIN;
     if (text[0] == '/') {
-        q->hash = SEED_ABSOLUTE;
+        q->hash = SEED_ABSOLUTE ^ q->place.seed;
         if (q->length >= 5 && text[1] == 'p' && text[2] == 'r' && text[3] == 'o' && text[4] == 'c')
             return UNKNOWN;
     } else if (dirfd != AT_FDCWD) {
@@ -198,7 +131,7 @@ static int judge(const char *text, int dirfd, struct part *q)
     }
     q->now = now_units();
     if (text[0] != '/') {
-        if (!cwd_known(q->now))
+        if (!cwd_known(&q->place, q->now))
             return UNKNOWN;
         q->hash = SELF->cwd_hash;
     }
@@ -281,7 +214,7 @@ static NOINLINE int walk(struct part *q, int dirfd, int follow)
     w->look = look;
     w->ctx = &c;
     w->base_mount = UMVM_BY_PATH;
-    int e = umvm_walk((const struct umvm_view *)(uintptr_t)ROUTE->view, w, s->base, (uint32_t)b, q->text, q->length,
+    int e = umvm_walk(q->place.view, w, s->base, (uint32_t)b, q->text, q->length,
                       (follow ? UMVM_WALK_FOLLOW : 0) | UMVM_WALK_MISSING_OK);
     int served = c.claimed || w->served;
     if (!served && !c.proc && q->hash && ((!e && w->mount == UMVM_HOST) || e == -ENOENT || e == -ENOTDIR)) {

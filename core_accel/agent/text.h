@@ -63,10 +63,12 @@ static NOINLINE int patch_mapping(int file, const struct stat *st, uint64_t addr
     if ((st->st_mode & S_IFMT) != S_IFREG)
         return -1;
     const volatile struct umvm_text *t = find_text(file, st, offset);
+    if (t && t->stub_length == 0)
+        return -1;
+    uint32_t before_shared = SELF->shared;
+    SELF->shared = 1; /* until it is patched: calls of vfork aren't seen */
     if (!t)
         return 0;
-    if (t->stub_length == 0)
-        return -1;
     if (((length + 4095) & ~4095ull) < t->length)
         return -1;
     uint64_t *base = &SELF->bases[(t->stub - UMVM_STUBS) / 4096];
@@ -80,8 +82,10 @@ static NOINLINE int patch_mapping(int file, const struct stat *st, uint64_t addr
     *base = bias + 1;
     long r = SYS6(__NR_mmap, address, t->length, 5, 0x12 /* MAP_PRIVATE | MAP_FIXED */, fd, 0);
     SYS1(__NR_close, fd);
-    if (r > 0 || r < -4095)
+    if (r > 0 || r < -4095) {
+        SELF->shared = before_shared;
         return 1;
+    }
     *base = before;
     return -1;
 }

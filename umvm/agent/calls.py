@@ -26,7 +26,7 @@ _FLOWS = {
     "getcwd": "getcwd",
     "exec": "execve",
     "mmap": "mmap",
-    "clone": "clone clone3",
+    "clone": "clone clone3 vfork",
     "address": "bind connect",
     "sendto": "sendto",
     "sendmsg": "sendmsg",
@@ -36,6 +36,7 @@ _FLOWS = {
     "sockname": "getsockname getpeername",
     "sigreturn": "rt_sigreturn",
     "seccomp": "seccomp",
+    "setid": "setuid setgid setreuid setregid setgroups setresuid setresgid setfsuid setfsgid capset",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}
 _FLAGS = {
@@ -53,8 +54,8 @@ ODD_NAMES = (
 
 def kind(row: Row) -> Kind:
     """(flow, indexes of the descriptor, paths, their directories and the flags, nofollow)."""
-    if row.name in ("ptrace", "seccomp"):
-        return row.name, -1, (), (), -1, 0
+    if row.name in ("ptrace", "seccomp", "vfork"):
+        return FLOW[row.name], -1, (), (), -1, 0
     if row.verdict is not Verdict.TRAPPED:
         return "run", -1, (), (), -1, 0
     _, fd, paths, dirs = KINDS[row.nr]

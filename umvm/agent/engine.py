@@ -16,16 +16,15 @@ from core_accel.lazy import logger, pattern
 from core_accel.owners import Owners
 from core_accel.pathwalk import View
 from core_accel.request import Reply, Request
+from umvm.agent.analyse import SHARE
 from umvm.agent.cache import default_directory
 from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.mounts import Where
 from umvm.guest.process import status
 from umvm.syscalls.kinds import SOCKETS
-from umvm.syscalls.table import nr, trapped_numbers
+from umvm.syscalls.table import nr
 
-_EVERYTHING = set(trapped_numbers()) - {nr("clone"), nr("clone3")}
-"""A call that returns twice is never made at the gate."""
 log = logger(__name__)
 
 _SOCKETS = {nr(name) for name in SOCKETS}
@@ -39,6 +38,7 @@ _OWN = (
 """Mappings of the loader and the area in maps, smaps (with the lines that follow) and numa_maps."""
 _CHDIR = ("chdir", "fchdir")
 _MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
+_REMOVES = ("unlink", "unlinkat", "chmod", "fchmodat")
 
 
 class AgentEngine:
@@ -72,14 +72,16 @@ class AgentEngine:
         }
         if self.patcher is not None:
             self._looks[nr("mmap")] = self.patcher.see
-        self._asks = False
+        self._redirects = False
         self._always = {*self._looks, *map(nr, _EXEC)}
         self._engine = Engine(kinds, self._handle, on_gone, on_expected)
         self._engine.set_answered(self.agent.area.answered())
         self._named = False
         self._ids = set(map(nr, _IDS))
         self._owned: set[int] = set()
-        self.agent.set_view([(b"/", 0), (b"/proc", 1)])
+        self.agent.set_views([View([(b"/", 0), (b"/proc", 1)])])
+        if os.environ.get(SHARE):
+            self.agent.area.set_cautious()
         self.set_hooks(())
         self.set_state(0, 0)
 
@@ -105,7 +107,7 @@ class AgentEngine:
                 continue
             if where.mount is not None or not path.startswith(b"/"):
                 return paths
-            loader = self.agent.load(os.getpid(), path, path)
+            loader = self.agent.load(os.getpid(), where.host, path)
             return paths if loader is None else [loader, *paths]
         return paths
 
@@ -126,10 +128,12 @@ class AgentEngine:
     def _moves(self, req: Request) -> None:
         self.agent.area.forget()
 
-    def load(self, req: Request, program: bytes, name: bytes, front: list[bytes]) -> bytes | None:
+    def load(
+        self, req: Request, program: bytes, name: bytes, front: list[bytes], direct: bool = False
+    ) -> bytes | None:
         """What the caller of execve is to execute to run the host's `program`; None: itself.
 
-        `name` and `front`: `Agent.load`. A process under a debugger gets no loader, so that
+        `name`, `front` and `direct`: `Agent.load`. A process under a debugger gets no loader, so that
         breakpoints land, and neither does one with a seccomp filter of its own: it may kill for
         calls of the loader's.
         """
@@ -139,7 +143,7 @@ class AgentEngine:
             return None
         if int(fields.get(b"TracerPid", b"0")) or int(fields.get(b"Seccomp_filters", b"1")) > 1:
             return None
-        return self.agent.load(req.tid, program, name, front)
+        return self.agent.load(req.tid, program, name, front, direct)
 
     def unpatched(self, maps: bytes) -> bytes:
         """A file of /proc that tells of mappings, without the loader and the area, and with the
@@ -154,16 +158,23 @@ class AgentEngine:
         self._engine.add_listener(fd, workers)
 
     def set_views(self, views: list[View]) -> None:
-        """As `Engine.set_views`. Agents know the first view only, and no bind mounts: with others
-        they ask about every call."""
+        """As `Engine.set_views`."""
         self._engine.set_views(views)
-        self.agent.set_view(views[0].points())
-        self._asks = self._asks or len(views) > 1 or any(view.binds() for view in views)
-        self._tell_hooks()
+        self.agent.set_views(views)
+        if not self._redirects and (len(views) > 1 or any(view.binds() for view in views)):
+            self._redirects = True
+            self._looks.update({nr(name): self._moves for name in _REMOVES})
+            self._always |= set(self._looks)
+            self._engine.set_hooks(self._hooks | self._always)
 
     def set_place(self, number: int, view: int, cwd: int) -> None:
         """As `Engine.set_place`."""
         self._engine.set_place(number, view, cwd)
+        self.agent.area.set_place(number, view, cwd)
+
+    def place_moved(self) -> None:
+        """Some process has another mark."""
+        self.agent.area.place_moved()
 
     def set_answers(self, on: bool) -> None:
         """As `Engine.set_answers`."""
@@ -197,9 +208,8 @@ class AgentEngine:
 
     def _tell_hooks(self) -> None:
         """While there are sockets to be asked about, agents ask about all sockets."""
-        asked = _EVERYTHING if self._asks else set()
         of_sockets = _SOCKETS if self._sockets else set()
-        self.agent.area.set_hooks(self._hooks | self._owned | asked | of_sockets)
+        self.agent.area.set_hooks(self._hooks | self._owned | of_sockets)
 
     def add_socket(self, inode: int) -> None:
         """As `Engine.add_socket`."""

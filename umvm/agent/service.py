@@ -10,6 +10,7 @@ from pathlib import Path
 
 import core_accel
 from core_accel import agentarea
+from core_accel.pathwalk import View
 from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
 
 MAILBOXES = 64
@@ -55,21 +56,23 @@ class Agent:
         mode = 0o600 if private else 0o666
         self.area = agentarea.Area(shadow, shadow + b"/", cache, AGENT_KINDS, mode)
 
-    def set_view(self, points: Iterable[tuple[bytes, int]]) -> None:
-        """Tell the mount points, as `View` takes them."""
-        self.area.set_view(points, ODD_NAMES)
+    def set_views(self, views: Iterable[View]) -> None:
+        """Tell the views of all processes."""
+        self.area.set_views([view.parts() for view in views], ODD_NAMES)
 
     def load(
-        self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = ()
-    ) -> bytes | None:
+        self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = (),
+        direct: bool = False,
+    ) -> bytes | None:  # fmt: skip
         """What process `pid` is to execute so that `program` runs with the agent.
 
         `program` is the host's; `name`: what was executed; `front` takes the place of argv[0] (a
-        script's words). None: it is better executed as it is.
+        script's words); `direct`: the program names its interpreter by the host's path. None: it is
+        better executed as it is.
         """
         if not runnable(program):
             return None
-        return self.area.put(pid, program, name, front)
+        return self.area.put(pid, program, name, front, direct)
 
 
 def runnable(path: bytes) -> bool:

@@ -33,6 +33,8 @@ class Marks:
         self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
         self._lock = threading.Lock()
         self._told: list[Callable[[int, Record], None]] = []
+        self.moved: Callable[[], None] | None = None
+        """Called after a process's mark has changed."""
 
     def tell(self, told: Callable[[int, Record], None]) -> None:
         """Have `told(number, record)` called for each record, those to come included."""
@@ -74,6 +76,8 @@ class Marks:
                 resource.prlimit(pid, RLIMIT_LOCKS, (MARKED + number, hard))
             except ValueError:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+            if self.moved is not None:
+                self.moved()
 
     def record(self, number: int) -> Record:
         """The record with a number."""

@@ -44,6 +44,8 @@ HEAD = 256
 MAX_DEPTH = 5
 """Interpreters that may follow each other (fs/exec.c); then ELOOP."""
 MAX_ARGUMENTS = 0x7FFFFFFF // 8
+NATIVELY = 0x756D766D6E617469
+"""UMVM_NATIVELY of core_accel/agent/layout.h."""
 _PIECE = 512
 _BLANK = b" \t"
 _BLANKS = (b" ", b"\t")
@@ -68,6 +70,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         return None
     dirfd = signed(a[0]) if at else AT_FDCWD
     path = req.string(a[at])
+    if not at and a[3] == NATIVELY and has_agent(vm):
+        return _natively(vm, req, path)
     name = path
     if not path and flags & AT_EMPTY_PATH:
         file = vm.files.of(req.tid, dirfd)
@@ -86,6 +90,11 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     front: list[bytes] = []
     for _ in range(MAX_DEPTH + 1):
         try:
+            if where.mount is None and has_agent(vm):
+                _check_script(vm, req, where)
+                loader = _loader(vm, req, where.host, executed, front, False)
+                if loader is not None:
+                    return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
             program = _program(vm, req, where)
             break
         except Shebang as script:
@@ -97,8 +106,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
             where = locate(vm, req, AT_FDCWD, name)
     else:
         raise fail(errno.ELOOP)
-    if program is None and not isinstance(vm.engine, Engine) and not vm.spaces.redirects:
-        loader = vm.engine.load(req, where.host, executed, front)
+    if program is not None and has_agent(vm):
+        loader = _loader(vm, req, program, executed, front, True)
         if loader is not None:
             return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first and not where.changed:
@@ -112,6 +121,26 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
     if front:
         changes[at + 1] = _arguments(req, a[at + 1], front)
     return req.rewrite(changes)
+
+
+def _loader(
+    vm: VirtualMachine, req: Request, program: bytes, name: bytes, front: list[bytes], direct: bool
+) -> bytes | None:
+    """What to execute to load a program with the agent; None: it is better executed as it is.
+    **Errors** ENOENT, EACCES: of its interpreter."""
+    if not direct and not vm.spaces.of(req.tid).plain and may_execute(program):
+        wanted = interpreter_of(program)
+        if wanted is not None:
+            _interpreter(vm, req, wanted)
+    loader: bytes | None = vm.engine.load(req, program, name, front, direct)
+    return loader
+
+
+def _natively(vm: VirtualMachine, req: Request, path: bytes) -> Reply | None:
+    """What the loader can't load is executed without it; `path` is the host's."""
+    where = Where(None, path, path, False, False, 0, True, host=path)
+    program = _host_program(vm, req, where)
+    return None if program is None else req.rewrite({0: program})
 
 
 def _execute_fd(vm: VirtualMachine, req: Request, fd: int) -> Reply | None:
@@ -182,13 +211,14 @@ def _program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
     return vm.images.get(mount, inside, attr, lambda path: _interpreter(vm, req, path), fh)
 
 
-def _host_program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
-    """As `_program`, for a file of the host."""
+def _check_script(vm: VirtualMachine, req: Request, where: Where) -> bytes:
+    """How a file of the host begins. Shebang: it is a script, and its interpreter is to be executed
+    instead. **Errors** ENOEXEC."""
     head = _host_head(where.host)
     if head.startswith(b"#!"):
         script = parse_shebang(head)
         if script is None:
-            return None
+            return head
         runs = may_execute(where.host)
         inner = _try_locate(vm, req, script.interpreter)
         if inner is None:
@@ -198,13 +228,20 @@ def _host_program(vm: VirtualMachine, req: Request, where: Where) -> bytes | Non
             runs and (where.changed or inner.changed or has_agent(vm))
         ):
             raise script
-        return None
     if head.startswith(b"\x7fELF\x01"):
         raise fail(errno.ENOEXEC)  # 32-bit: its calls would be refused, exit among them
+    return head
+
+
+def _host_program(vm: VirtualMachine, req: Request, where: Where) -> bytes | None:
+    """As `_program`, for a file of the host."""
+    head = _check_script(vm, req, where)
+    if not head.startswith(b"\x7fELF"):
+        return None
     space = vm.spaces.of(req.tid)
     if space.plain and not space.table.all:
         return None
-    name = interpreter_of(where.host) if head.startswith(b"\x7fELF") else None
+    name = interpreter_of(where.host)
     if name is None or not may_execute(where.host):
         return None
     found = _interpreter(vm, req, name)
