@@ -163,6 +163,7 @@ struct umvm_state {
     uint32_t traced;     /* some guest used ptrace */
     uint32_t pad;
     uint64_t place_epoch; /* changes with the record of any process */
+    uint64_t dotted;     /* when something was remembered that depends on directories which it doesn't lead to */
     uint64_t link_names[16]; /* Bloom filter: names of links on the way of a translation */
     uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(65536)));
     struct umvm_translation translations[UMVM_TRANSLATIONS] __attribute__((aligned(4096)));

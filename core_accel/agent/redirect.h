@@ -106,7 +106,7 @@ static NOINLINE long run_no_link(const struct regs *r, const struct umvm_kind *k
         long e = SYS4(NR_FACCESSAT2, dir_of(k, r, 0), path_of(k, r, 0), mode, flags | AT_SYMLINK_NOFOLLOW);
         if (e < 0 && e != -ELOOP && e != -EROFS && e != -ENOSYS && e != -EINVAL)
             return e; /* a link is never refused */
-        return is_link_at(r, k) ? IS_LINK : run_here(r);
+        return is_link_at(r, k) ? IS_LINK : e == 0 ? 0 : run_here(r);
     }
     default:
         return is_link_at(r, k) ? IS_LINK : run_here(r);
@@ -131,7 +131,13 @@ static NOINLINE int voids_paths(const struct regs *r, const struct umvm_kind *k,
 {
     struct stat st;
     switch (r->rax) {
-    case __NR_unlink: case __NR_unlinkat: case __NR_rename: case __NR_renameat: case __NR_renameat2:
+    case __NR_rmdir:
+        return now_units() - STATE->dotted < UMVM_AGE;
+    case __NR_unlinkat:
+        if (r->rdx & 0x200 /* AT_REMOVEDIR */ && now_units() - STATE->dotted < UMVM_AGE)
+            return 1;
+        return may_be_link(f);
+    case __NR_unlink: case __NR_rename: case __NR_renameat: case __NR_renameat2:
         return may_be_link(f);
     case __NR_chmod: case __NR_fchmodat: case 452 /* fchmodat2 */:
         return SYS4(__NR_newfstatat, dir_of(k, r, 0), path_of(k, r, 0), &st, 0) < 0 || (st.st_mode & S_IFMT) == S_IFDIR;
@@ -145,7 +151,12 @@ static NOINLINE long run_redirected(const struct regs *r, const struct umvm_kind
     int moves = k->flow == UMVM_F_MOVE && !moves_a_file(r, k);
     if (moves)
         forget_paths();
-    long e = follow && !f->final && !f->failed ? run_no_link(r, k) : run_here(r);
+    int known = !follow || f->final || f->failed;
+    if (!known && k->flow != UMVM_F_STAT && k->flow != UMVM_F_OPEN) /* for these it costs a call more */
+        known = f->q.hash && !f->linked && verified(full_hash(&f->q), f->q.now);
+    long e = known ? run_here(r) : run_no_link(r, k);
+    if (!known && e >= 0 && f->q.hash && !f->linked && k->flow != UMVM_F_OPEN)
+        remember(full_hash(&f->q), f->q.now);
     if (e != IS_LINK && (moves || voids_paths(r, k, f)))
         forget_paths();
     if (e >= 0 && k->flow == UMVM_F_OPEN && f->q.place.view->flags & UMVM_AMBIGUOUS)

@@ -15,6 +15,7 @@ struct found {
     int same;                   /* the kernel gets there from the guest's own text */
     int final;                  /* nothing to look at: the kernel refuses it, or it is a descriptor */
     int failed;                 /* the walk failed, as the kernel does with `text` */
+    int linked;                 /* `text` is what the guest's text, a link, leads to */
     int missing, at_root, dots, proc, links; /* of a walk: `at_root`: it is the root, or where a bind mount is */
     char text[UMVM_PATH_MAX + 8];
 };
@@ -166,6 +167,15 @@ static long look_bound(struct umvm_walk *w, uint32_t mount)
 
 static int ends_with_deleted(const char *s, long n) { return n > 10 && text_is(s + n - 10, 10, " (deleted)"); }
 
+/* Has a text a component ".."? Then it depends on directories that it doesn't lead to. */
+static int goes_up(const char *s, uint32_t n)
+{
+    for (uint32_t i = 0; i + 1 < n; i++)
+        if (s[i] == '.' && s[i + 1] == '.' && (i == 0 || s[i - 1] == '/') && (i + 2 == n || s[i + 2] == '/'))
+            return 1;
+    return 0;
+}
+
 /* Walks a text as a whole. NO: f tells, also if it fails; ASK. */
 static NOINLINE int walk_bound(struct found *f, const char *text, uint32_t length, int dirfd, uint32_t flags)
 {
@@ -212,20 +222,11 @@ static NOINLINE int walk_bound(struct found *f, const char *text, uint32_t lengt
     f->dots = w->last_dot;
     n = umvm_text_len(w->path, w->len);
     f->at_root = n == v->root_len || (w->in != UMVM_NO_MOUNT && v->mounts[w->in].len >= n);
-    f->same = text[0] != '/' && !e && !w->links && w->in == in;
+    f->same = text[0] != '/' && !e && !w->links && w->in == in && !goes_up(text, length);
     result = NO;
 out:
     give_slot(s);
     return result;
-}
-
-/* Has a text a component ".."? What its directories are isn't remembered. */
-static int goes_up(const char *s, uint32_t n)
-{
-    for (uint32_t i = 0; i + 1 < n; i++)
-        if (s[i] == '.' && s[i + 1] == '.' && (i == 0 || s[i - 1] == '/') && (i + 2 == n || s[i + 2] == '/'))
-            return 1;
-    return 0;
 }
 
 /* A path that needs a walk as a whole. */
@@ -256,7 +257,7 @@ static NOINLINE int locate(struct found *f, const char *text, int dirfd, int fol
     struct part *q = &f->q;
     const struct umvm_view *v = q->place.view;
     int given = measure(text, q);
-    f->same = f->final = f->failed = f->missing = f->proc = 0;
+    f->same = f->final = f->failed = f->missing = f->proc = f->linked = 0;
     f->id = UNKNOWN_MOUNT;
     f->flags = 0;
     q->hash = 0;
@@ -295,13 +296,16 @@ static NOINLINE int locate(struct found *f, const char *text, int dirfd, int fol
     }
     uint32_t n = umvm_text_len(text, q->last);
     q->hash = hash_text(q->hash, text, n);
-    if (follow && translated(full_hash(q), f))
+    f->linked = follow && translated(full_hash(q), f);
+    if (f->linked)
         return NO;
     if (!translated(q->hash, f)) {
         if (walk_bound(f, text, n ? n : 1, AT_FDCWD, UMVM_WALK_FOLLOW) != NO)
             return ASK;
-        if (goes_up(text, n) || f->proc)
+        if (f->proc)
             q->hash = 0;
+        else if (goes_up(text, n))
+            STATE->dotted = q->now;
         if (q->hash && !f->failed)
             translate(q->hash, f);
     }
@@ -324,6 +328,7 @@ static NOINLINE int locate_link(struct found *f, int dirfd)
     if (walk_bound(f, f->q.text, f->q.length, dirfd, UMVM_WALK_FOLLOW | UMVM_WALK_MISSING_OK) != NO)
         return ASK;
     f->same = 0;
+    f->linked = 1;
     if (f->q.hash && !f->failed && !f->missing && !f->proc && f->length > 1 && f->text[f->length - 1] != '/')
         translate(full_hash(&f->q), f);
     return NO;

@@ -36,7 +36,8 @@ _FLOWS = {
     "sockname": "getsockname getpeername",
     "sigreturn": "rt_sigreturn",
     "seccomp": "seccomp",
-    "setid": "setuid setgid setreuid setregid setgroups setresuid setresgid setfsuid setfsgid capset",
+    "setid": "setuid setgid setreuid setregid setgroups setresuid setresgid setfsuid setfsgid "
+    "capset",
 }
 FLOW = {name: flow for flow, names in _FLOWS.items() for name in names.split()}
 _FLAGS = {

@@ -38,7 +38,7 @@ _OWN = (
 """Mappings of the loader and the area in maps, smaps (with the lines that follow) and numa_maps."""
 _CHDIR = ("chdir", "fchdir")
 _MOVES = ("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat")
-_REMOVES = ("unlink", "unlinkat", "chmod", "fchmodat")
+_REMOVES = ("unlink", "unlinkat", "rmdir", "chmod", "fchmodat")
 
 
 class AgentEngine:
@@ -133,9 +133,9 @@ class AgentEngine:
     ) -> bytes | None:
         """What the caller of execve is to execute to run the host's `program`; None: itself.
 
-        `name`, `front` and `direct`: `Agent.load`. A process under a debugger gets no loader, so that
-        breakpoints land, and neither does one with a seccomp filter of its own: it may kill for
-        calls of the loader's.
+        `name`, `front` and `direct`: `Agent.load`. A process under a debugger gets no loader, so
+        that breakpoints land, and neither does one with a seccomp filter of its own: it may kill
+        for calls of the loader's.
         """
         try:
             fields = status(req.tid)

@@ -22,6 +22,8 @@ from umvm.agent.cache import Cache, Entry, Key
 log = logger(__name__)
 
 PROT_EXEC, PROT_WRITE, MAP_ANONYMOUS = 4, 2, 0x20
+_NAMED = re.compile(rb"(?m)^\S+ \S+ \S+ (\S+) (\d+) +(/.*)$")
+"""A mapped file in proc_pid_maps(5): device, inode, name."""
 
 
 class Patcher:
@@ -67,16 +69,23 @@ class Patcher:
 
     def unpatched(self, maps: bytes) -> bytes:
         """A text of /proc/PID/maps or smaps with the original files in place of the copies."""
-        return self._line.sub(self._original, maps)
+        names = {(line[1], int(line[2])): line[3] for line in _NAMED.finditer(maps)}
 
-    def _original(self, found: re.Match[bytes]) -> bytes:
+        def original(found: re.Match[bytes]) -> bytes:
+            return self._original(found, names)
+
+        return self._line.sub(original, maps)
+
+    def _original(self, found: re.Match[bytes], names: dict[tuple[bytes, int], bytes]) -> bytes:
+        """`names`: what the other mappings of files are called; a file may have several names."""
         entry = self._copies.get(found[3])
         if entry is None:
             return found[0]
         device = b"%02x:%02x" % (os.major(entry.key.dev), os.minor(entry.key.dev))
         offset = int(found[2], 16) + entry.key.offset
         line = b"%s %08x %s %d" % (found[1], offset, device, entry.key.ino)
-        return line.ljust(72) + b" " + os.fsencode(entry.path)
+        name = names.get((device, entry.key.ino), os.fsencode(entry.path))
+        return line.ljust(72) + b" " + name
 
     def close(self) -> None:
         """Stop listening. What was seen is analysed nevertheless, for later VMs."""
