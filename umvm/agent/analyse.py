@@ -19,15 +19,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from umvm.agent.cache import Cache, Entry, Key
+from umvm.agent.cache import SHARE, Cache, Entry, Key
 
 if TYPE_CHECKING:
     from umvm.agent.sites import Site
 
 MAX_CODE = 96 << 20
 """Bytes of an executable segment; larger ones are left alone."""
-SHARE = "UMVM_PATCH"
-"""Environment variable for tests: how many per cent of the sites are patched (50, or 50:SEED)."""
 SYSCALL = b"\x0f\x05"
 MEMORY_CALLS = frozenset((10, 11, 12, 25, 329))
 """mprotect, munmap, brk, mremap, pkey_mprotect: after them the agent looks at pages once more."""

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from core_accel import agentarea
 from umvm.agent.elf import PAGE
 
+SHARE = "UMVM_PATCH"
+"""Environment variable for tests: how many per cent of the sites are patched (50, or 50:SEED)."""
 FORMAT = [5, agentarea.ENTRY, agentarea.BASES]
 """Changes with what copies look like; others are deleted."""
 LIMIT = 512 << 20

@@ -16,8 +16,7 @@ from core_accel.lazy import logger, pattern
 from core_accel.owners import Owners
 from core_accel.pathwalk import View
 from core_accel.request import Reply, Request
-from umvm.agent.analyse import SHARE
-from umvm.agent.cache import default_directory
+from umvm.agent.cache import SHARE, default_directory
 from umvm.agent.patching import Patcher
 from umvm.agent.service import Agent
 from umvm.guest.mounts import Where

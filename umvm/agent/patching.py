@@ -22,7 +22,7 @@ from umvm.agent.cache import Cache, Entry, Key
 log = logger(__name__)
 
 PROT_EXEC, PROT_WRITE, MAP_ANONYMOUS = 4, 2, 0x20
-_NAMED = re.compile(rb"(?m)^\S+ \S+ \S+ (\S+) (\d+) +(/.*)$")
+_NAMED = pattern(rb"(?m)^\S+ \S+ \S+ (\S+) (\d+) +(/.*)$")
 """A mapped file in proc_pid_maps(5): device, inode, name."""
 
 
