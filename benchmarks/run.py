@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: `./dev bench [NAME…]`.
 
-Names: start, calls, agent, fakeroot.
+Names: start, calls, agent, fakeroot, realwork.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("start", "calls", "agent", "fakeroot")
+NAMES = ("start", "calls", "agent", "fakeroot", "realwork")
 
 
 def main() -> None:
