@@ -14,7 +14,7 @@ ENGINES = ("agent", "notify")
 
 
 def _can_chroot() -> bool:
-    probe = ["chroot", "/", "true"]
+    probe = ["/usr/sbin/chroot", "/", "true"]
     return subprocess.run(probe, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 

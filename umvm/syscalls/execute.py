@@ -92,7 +92,7 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         try:
             if where.mount is None and has_agent(vm):
                 _check_script(vm, req, where)
-                loader = _loader(vm, req, where.host, executed, front, False)
+                loader = _loader(vm, req, where.host, executed, front)
                 if loader is not None:
                     return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
             program = _program(vm, req, where)
@@ -106,10 +106,6 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
             where = locate(vm, req, AT_FDCWD, name)
     else:
         raise fail(errno.ELOOP)
-    if program is not None and has_agent(vm):
-        loader = _loader(vm, req, program, executed, front, True)
-        if loader is not None:
-            return req.rewrite({6: 59, 0: loader, 1: a[at + 1], 2: a[at + 2]})
     if program is None and where is first and not where.changed:
         return None
     start = program or host_path(where)
@@ -124,15 +120,15 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
 
 
 def _loader(
-    vm: VirtualMachine, req: Request, program: bytes, name: bytes, front: list[bytes], direct: bool
+    vm: VirtualMachine, req: Request, program: bytes, name: bytes, front: list[bytes]
 ) -> bytes | None:
     """What to execute to load a program with the agent; None: it is better executed as it is.
     **Errors** ENOENT, EACCES: of its interpreter."""
-    if not direct and not vm.spaces.of(req.tid).plain and may_execute(program):
+    if not vm.spaces.of(req.tid).plain and may_execute(program):
         wanted = interpreter_of(program)
         if wanted is not None:
             _interpreter(vm, req, wanted)
-    loader: bytes | None = vm.engine.load(req, program, name, front, direct)
+    loader: bytes | None = vm.engine.load(req, program, name, front)
     return loader
 
 
