@@ -430,6 +430,8 @@ __attribute__((used)) int decide(struct regs *r)
         return with_exec(r);
     case UMVM_F_MMAP:
         return with_mmap(r);
+    case UMVM_F_CLONE:
+        return with_clone(r);
     case UMVM_F_ADDRESS:
     case UMVM_F_SENDTO:
     case UMVM_F_SENDMSG:
