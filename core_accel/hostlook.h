@@ -86,6 +86,53 @@ static inline int umvm_host_known(const struct umvm_walk *w, const struct umvm_h
     return w->suffix != 1 && !(w->last && !w->suffix) && umvm_seen_dir(p->hash);
 }
 
+/* AT_FDCWD; or for a path that the kernel wouldn't take a descriptor of a directory on it, and the rest in *path: the
+   guest's own was shorter, from a directory far down. −1: errno. */
+static int umvm_reach(const char **path)
+{
+    int fd = AT_FDCWD;
+    for (size_t n = strlen(*path); n >= UMVM_PATH_MAX;) {
+        char head[UMVM_PATH_MAX];
+        uint32_t k = UMVM_PATH_MAX - 1;
+        while (k && (*path)[k] != '/')
+            k--;
+        memcpy(head, *path, k);
+        head[k] = 0;
+        int next = openat(fd, head, O_PATH | O_DIRECTORY | O_CLOEXEC), e = errno;
+        if (fd >= 0)
+            close(fd);
+        errno = e;
+        if (next < 0)
+            return -1;
+        fd = next;
+        *path += k + 1;
+        n -= k + 1;
+    }
+    return fd;
+}
+
+/* What readlink says; of a link that isn't followed 1, without a change of its access time. */
+static ssize_t umvm_read_host(struct umvm_walk *w, const char *path)
+{
+    struct stat st;
+    int fd = umvm_reach(&path);
+    if (fd == -1)
+        return -1;
+    ssize_t n = -1;
+    if (umvm_follows(w))
+        n = readlinkat(fd, path, w->link, UMVM_PATH_MAX);
+    else if (fstatat(fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        errno = EINVAL;
+        n = S_ISLNK(st.st_mode) ? 1 : -1;
+    }
+    if (fd >= 0) {
+        int e = errno;
+        close(fd);
+        errno = e;
+    }
+    return n;
+}
+
 /* What the look callback answers for a place on the host. */
 static inline long umvm_look_at(struct umvm_walk *w, const struct umvm_host_place *p)
 {
@@ -93,7 +140,7 @@ static inline long umvm_look_at(struct umvm_walk *w, const struct umvm_host_plac
         w->fresh = 0;
         return UMVM_IS_DIR;
     }
-    ssize_t n = readlink(p->path, w->link, UMVM_PATH_MAX);
+    ssize_t n = umvm_read_host(w, p->path);
     int e = n < 0 ? errno : 0;
     if (w->suffix == 2 && e == EINVAL && w->fresh)
         umvm_remember_dir(p->hash);

@@ -304,7 +304,8 @@ static int umvm_owned_by_nr(struct umvm_hostcall *c)
     case SYS_removexattr:
     case SYS_lremovexattr:
     case SYS_fremovexattr:
-        return umvm_is_roots(c, a[1]) ? UMVM_TO_PYTHON : UMVM_PASS;
+        /* of a file that is known the kind may be another one, and decides what may be set */
+        return c->o->area->known || umvm_is_roots(c, a[1]) ? UMVM_TO_PYTHON : UMVM_PASS;
     case SYS_getxattr:
     case SYS_lgetxattr:
     case SYS_fgetxattr:

@@ -188,6 +188,14 @@ static inline int umvm_jump(const struct umvm_view *v, struct umvm_walk *w, uint
     return e;
 }
 
+/* Is a link at the present component one to be followed? */
+static inline int umvm_follows(const struct umvm_walk *w)
+{
+    if (!w->last || w->suffix)
+        return 1;
+    return w->slash ? !(w->flags & UMVM_WALK_SLASH_OK) : w->flags & UMVM_WALK_FOLLOW;
+}
+
 /* One named component; `tail` is where the text after it begins, empty if it is the last one. */
 static inline int umvm_component(const struct umvm_view *v, struct umvm_walk *w, const char *name, uint32_t n, uint32_t tail)
 {
@@ -229,9 +237,7 @@ static inline int umvm_component(const struct umvm_view *v, struct umvm_walk *w,
         return 0;
     }
     w->kind = UMVM_IS_OTHER;
-    if (w->last && !(w->flags & UMVM_WALK_FOLLOW) && (!w->slash || w->flags & UMVM_WALK_SLASH_OK))
-        return 0;
-    if (w->last && w->slash && w->flags & UMVM_WALK_SLASH_OK)
+    if (!umvm_follows(w))
         return 0;
     if (w->links++ >= UMVM_LINKS_MAX || w->flags & UMVM_WALK_NO_SYMLINKS)
         return -ELOOP;

@@ -172,6 +172,10 @@ static long look(struct umvm_walk *w, uint32_t mount)
         c->claimed = 1;
         return -EXDEV;
     }
+    if (!umvm_follows(w)) { /* readlink would change a link's access time */
+        long e = SYS4(__NR_faccessat2, AT_FDCWD, w->path, 0, AT_SYMLINK_NOFOLLOW);
+        return e ? e : UMVM_IS_SOME;
+    }
     long n = SYS3(__NR_readlink, w->path, w->link, UMVM_PATH_MAX);
     if (n == -EINVAL)
         return w->suffix ? UMVM_IS_DIR : UMVM_IS_SOME;

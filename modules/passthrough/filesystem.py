@@ -77,6 +77,7 @@ class PassthroughFileSystem(FileSystem):
     """
 
     default_permissions = False
+    checks_special = True
     open_unlinked = True
     stable_inodes = True
 
@@ -90,6 +91,7 @@ class PassthroughFileSystem(FileSystem):
 
     def init(self) -> None:
         self._act = host.ActAs()
+        self.drops_set_ids = not self._act.needed  # the kernel does it, unless we are root
         self._umask = host.own_umask()
         self._root = os.open(self._source, os.O_PATH | os.O_CLOEXEC)
         self._dev = host.status(self._root).dev
@@ -169,6 +171,11 @@ class PassthroughFileSystem(FileSystem):
         self._may_change()
         with self._act, self._file(path, fh) as fd:
             host.set_times(fd, atime_ns, mtime_ns)
+
+    def touch(self, path: bytes, fh: FileHandle = None) -> None:
+        self._may_change()
+        with self._act, self._file(path, fh) as fd:
+            host.set_times_now(fd)
 
     def statfs(self, path: bytes) -> StatFs:
         with self._act, self._file(path) as fd:

@@ -22,6 +22,7 @@ _OPENAT2, _FACCESSAT2 = 437, 439  # the same on every architecture
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
 _RESOLVE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of linux/openat2.h
 _STATX_MASK = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
+_PATH_MAX = 4096
 _UTIME_OMIT = (1 << 30) - 2
 
 _how = struct.Struct("=QQQ")
@@ -80,12 +81,17 @@ def open_beneath(root: int, path: bytes, flags: int, mode: int = 0) -> int:
 
     **Errors** ELOOP: a symbolic link on the way, or at the end without O_PATH; EXDEV: it leads out.
     """
-    return _call_openat2(
-        root,
-        path,
-        _how.pack(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _RESOLVE),
-        _how.size,
-    )
+    how = _how.pack(flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, _RESOLVE)
+    if len(path) < _PATH_MAX:
+        return _call_openat2(root, path, how, _how.size)
+    # the guest's path was shorter, from a directory far down
+    head = path[:_PATH_MAX].rpartition(b"/")[0]
+    rest = path[len(head) + 1 :]
+    directory = open_beneath(root, head, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return open_beneath(directory, rest, flags, mode)
+    finally:
+        os.close(directory)
 
 
 class Status(NamedTuple):
@@ -128,6 +134,11 @@ def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
         for ns in (atime_ns, mtime_ns)
     )
     _call_utimensat(fd, b"", times, _AT_EMPTY_PATH)
+
+
+def set_times_now(fd: int) -> None:
+    """Set both times as touch(1) does: who may write the file may do it, too."""
+    _call_utimensat(fd, b"", None, _AT_EMPTY_PATH)
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:

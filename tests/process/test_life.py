@@ -210,10 +210,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 print(libc.unshare(0x10000000), os.strerror(ctypes.get_errno()))
 print(libc.unshare(0x00020000), os.strerror(ctypes.get_errno()))
 print(libc.unshare(0x400))
+args = (ctypes.c_uint64 * 8)(0x10000000, 0, 0, 0, 17)
+for call in ((56, 0x10000011, 0, 0, 0, 0), (435, args, 64)):
+    child = libc.syscall(*call)
+    if child == 0:
+        os._exit(0)
+    print(child, os.strerror(ctypes.get_errno()))
 """
     result = umvm_run([sys.executable, "-c", body])
     view = "-1" if os.geteuid() else "0"  # a view of its own is for who may mount
-    assert result.stdout == f"-1 Operation not permitted\n{view} Operation not permitted\n0\n"
+    refused = "-1 Operation not permitted\n"
+    assert result.stdout == f"{refused}{view} Operation not permitted\n0\n{refused * 2}"
 
 
 def test_hidden_memory_is_no_way_around(umvm_run: Callable[..., Result], tmp_path: Path) -> None:

@@ -192,6 +192,36 @@ def test_truncated_mapping_gets_sigbus(assert_same: AssertSame) -> None:
     assert "[7, 7, 1792, 1792]" in assert_same(body).ok()
 
 
+def test_what_is_stored_behind_the_end_is_not_in_the_file(runner: Runner, tmp_path: Path) -> None:
+    def body() -> list[bytes]:
+        import mmap
+        import os
+
+        def grown(how: str) -> bytes:
+            fd = os.open("f", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            os.write(fd, b"x" * 4096)
+            with mmap.mmap(fd, 4096) as mapping:
+                os.ftruncate(fd, 10)
+                mapping[10:100] = b"y" * 90  # in the last page, behind the end
+                if how == "truncate":
+                    os.ftruncate(fd, 20)
+                elif how == "write":
+                    os.pwrite(fd, b"z", 19)
+                else:
+                    os.posix_fallocate(fd, 0, 20)
+                seen = os.pread(fd, 100, 0) + mapping[10:19]
+            os.close(fd)
+            return seen
+
+        return [grown(how) for how in ("truncate", "write", "fallocate")]
+
+    zeros = b"x" * 10 + bytes(9)
+    expected = [zeros + b"\0" + bytes(9), zeros + b"z" + bytes(9), zeros + b"\0" + bytes(9)]
+    # not compared with the host, whose tmpfs may keep it
+    shown = runner.umvm(body, mounts=[f"memory:none:{tmp_path}"], options=["-C", str(tmp_path)])
+    assert shown.ok() == f"result {expected!r}\n"
+
+
 def test_times_and_size(assert_same: AssertSame) -> None:
     def body() -> list[object]:
         import mmap

@@ -30,7 +30,7 @@ from core_accel.pathwalk import (
     View,
 )
 from umvm.guest.loaded import program_behind
-from umvm.interfaces.filesystem import Attr, FileSystem
+from umvm.interfaces.filesystem import Attr, Caller, FileSystem, caller, set_caller
 
 if TYPE_CHECKING:
     from umvm.guest.spaces import Space, Spaces
@@ -107,6 +107,20 @@ class Mount:
     def permissions(self) -> bool:
         """Whether mode bits are checked here, and not by the file system."""
         return self.fs.default_permissions or bool(self.options.get("default_permissions"))
+
+    def lose_set_ids(self, inside: bytes, mode: int, fh: object) -> None:
+        """Somebody changes a file's content, and so takes set-id bits away: `mode` is left.
+
+        It isn't that caller who changes the mode. **Source** file_remove_privs, fs/inode.c.
+        """
+        if self.fs.drops_set_ids:
+            return
+        who = caller()
+        set_caller(Caller(0, 0, 0))
+        try:
+            self.fs.chmod(inside, mode, fh)
+        finally:
+            set_caller(who)
 
     def directory(self, inside: bytes) -> Attr | None:
         """What is known of a directory, no older than the file system's `entry_timeout`."""

@@ -63,7 +63,7 @@ class Node:
         attr = file.mount.fs.getattr(file.path, file.fh)
         mode = without_set_ids(attr, caller())
         if mode != attr.mode & 0o7777:
-            file.mount.fs.chmod(file.path, mode, file.fh)
+            file.mount.lose_set_ids(file.path, mode, file.fh)
         self.setid = bool(mode & (stat.S_ISUID | stat.S_ISGID))
 
     # --- content ---------------------------------------------------------------------------------
@@ -108,6 +108,7 @@ class Node:
         if self.cached:
             self._stamp = None
             with self.open() as fd:
+                _clear_tail(fd, offset)
                 _put(fd, data, offset)
             if self._known >= 0:
                 _put(self._known, data, offset)
@@ -118,6 +119,7 @@ class Node:
             if self.cached:
                 self._stamp = None
                 with self.open() as fd:
+                    _clear_tail(fd, size)
                     os.ftruncate(fd, size)
                 if self._known >= 0:
                     os.ftruncate(self._known, size)
@@ -290,6 +292,16 @@ def _put(fd: int, data: bytes | memoryview, offset: int) -> None:
     done = os.pwrite(fd, data, offset)
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
+
+
+def _clear_tail(fd: int, end: int) -> None:
+    """Before a file grows beyond `end`: what guests stored behind its end, in the last page, goes.
+
+    tmpfs keeps it; other file systems don't.
+    """
+    size = os.fstat(fd).st_size
+    if size % PAGE and end > size:
+        _put(fd, ZEROS[: min(end, size - size % PAGE + PAGE) - size], size)
 
 
 def _pieces(file: OpenFile, size: int, holes: bool) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,10 @@ class FileSystem:
     renames an open file to a hidden name and removes it with the last close, as libfuse does."""
     stable_inodes = False
     """`Attr.ino` identifies a file: hard links share it, and it isn't used again while open."""
+    checks_special = False
+    """`access` says who may open FIFOs and devices, for which `open` isn't called."""
+    drops_set_ids = False
+    """What writes to a file or cuts it off takes its set-id bits away, where the VM would."""
     serialized = False
     """One call at a time."""
     entry_timeout = 0.0
@@ -163,6 +168,11 @@ class FileSystem:
     ) -> None:
         """Set times in nanoseconds; None keeps one. "Now" was already turned into a number."""
         raise _no(errno.EROFS)
+
+    def touch(self, path: bytes, fh: FileHandle = None) -> None:
+        """Set both times to now, for somebody who may write the file but need not own it."""
+        now = time.time_ns()
+        self.utimens(path, now, now, fh)
 
     def statfs(self, path: bytes) -> StatFs:
         """Sizes of the whole file system."""

@@ -160,7 +160,10 @@ def _utimens(vm: VirtualMachine, req: Request, target: Target, times: Times) -> 
     mtime = attr.mtime_ns if times.mtime_ns is None else times.mtime_ns
     if kept(target, atime_ns=atime, mtime_ns=mtime):
         return DONE
-    mount.fs.utimens(target.path, times.atime_ns, times.mtime_ns, target.fh)
+    if times.touch:
+        mount.fs.touch(target.path, target.fh)
+    else:
+        mount.fs.utimens(target.path, times.atime_ns, times.mtime_ns, target.fh)
     changed(target)
     return DONE
 

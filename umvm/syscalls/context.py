@@ -26,8 +26,6 @@ from umvm.interfaces.filesystem import Attr, Caller, set_caller
 from umvm.syscalls import readonly
 from umvm.vfs.permission import (
     allowed,
-    check_create,
-    check_delete,
     check_follow,
     fail,
     permit,
@@ -129,7 +127,7 @@ _ROOT = Base(b"/", -1)
 
 
 def _base(vm: VirtualMachine, space: Space, tid: int, dirfd: int) -> Base:
-    """**Errors** EBADF, ENOTDIR."""
+    """**Errors** EBADF, ENOTDIR; ENAMETOOLONG: the kernel can't tell its path."""
     if dirfd == AT_FDCWD:
         link = vm.procs.cwd_link(tid)
     elif dirfd < 0:
@@ -137,8 +135,9 @@ def _base(vm: VirtualMachine, space: Space, tid: int, dirfd: int) -> Base:
     else:
         try:
             link = os.readlink(b"/proc/%d/fd/%d" % (tid, dirfd))
-        except OSError:
-            raise fail(errno.EBADF) from None
+        except OSError as error:
+            known = error.errno == errno.ENAMETOOLONG
+            raise fail(errno.ENAMETOOLONG if known else errno.EBADF) from None
     named = vm.named(link)
     if named is not None:
         if not named.directory:
@@ -190,7 +189,12 @@ def locate(
                     if found is not None:
                         return found
     else:
-        base = _base(vm, space, req.tid, dirfd)
+        try:
+            base = _base(vm, space, req.tid, dirfd)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return _far_down(req.tid, dirfd, path, missing)
         if base.served is not None and not resolve & ~SLASH_OK and _is_plain(path):
             mount, start = base.served.mount, base.served.path
             if mount in space.table.directs:
@@ -209,6 +213,14 @@ def locate(
     return space.table.walk(
         req.tid, task.tgid, base.path, path, flags, vm, base.mount, search, space, vm.spaces
     )
+
+
+def _far_down(tid: int, dirfd: int, path: bytes, missing: bool) -> Where:
+    """A path from a directory of the host whose own is too long for a call: the kernel walks it."""
+    start = b"cwd" if dirfd == AT_FDCWD else b"fd/%d" % dirfd
+    place = b"/proc/%d/%s/%s" % (tid, start, path)
+    gone = missing and not os.path.lexists(place)
+    return Where(None, place, place, gone, False, 0, False, host=place)
 
 
 def _is_plain(path: bytes) -> bool:
@@ -441,17 +453,6 @@ def writable(mount: Mount) -> None:
         raise fail(errno.EROFS)
 
 
-def check_change(mount: Mount, inside: bytes, caller: Caller, victim: bool) -> None:
-    """May the caller add or (victim) remove this name: EROFS, EACCES, EPERM (sticky)."""
-    writable(mount)
-    directory = mount.fs.getattr(parent(inside))
-    if victim:
-        attr = mount.fs.getattr(inside)
-        check_delete(mount, directory, attr, caller, stat.S_ISDIR(attr.mode))
-    else:
-        check_create(mount, directory, caller)
-
-
 def inode(mount: Mount, inside: bytes, attr: Attr) -> int:
     """The st_ino to show: the file system's, or one made from the path."""
     return attr.ino or inode_of_path(inside)
@@ -490,7 +491,7 @@ def host_path(where: Where) -> bytes:
 __all__ = [
     "AT_EMPTY_PATH", "AT_FDCWD", "AT_NO_AUTOMOUNT", "AT_SYMLINK_FOLLOW", "AT_SYMLINK_NOFOLLOW",
     "DONE", "HANDLERS", "Mount", "Opened", "Reply", "Request", "Target", "Where", "allowed",
-    "attributes", "check", "check_change", "check_read_only", "enter", "fail", "file_of",
+    "attributes", "check", "check_read_only", "enter", "fail", "file_of",
     "full_path", "handles", "host_path", "inode", "locate", "look", "nameless", "opened", "parent",
     "run_host", "signed", "signed64", "target_at", "target_empty", "target_fd", "target_of",
     "writable",

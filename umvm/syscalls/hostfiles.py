@@ -47,6 +47,7 @@ handles = registry(CALLS)
 """Register a function for system calls, by name."""
 
 
+_PATH_MAX = 4096
 _JUMPS = (b"/proc/", b"/dev/")
 """Where paths begin that may lead over magic links (/dev/fd and /dev/stdin do)."""
 
@@ -64,10 +65,37 @@ class _Host:
 HOST = cast(Mount, _Host())
 
 
+class _Held:
+    """A descriptor that is closed with the last place that needs it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def _within_reach(path: bytes) -> tuple[bytes, _Held | None]:
+    """A path that the kernel takes; a longer one becomes one through a descriptor. OSError.
+
+    The guest's was short enough, from its working directory far down.
+    """
+    held = None
+    while len(path) >= _PATH_MAX:
+        head = path[:_PATH_MAX].rpartition(b"/")[0]
+        fd = os.open(head, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = b"/dev/fd/%d%s" % (fd, path[len(head) :])
+        held = _Held(fd)
+    return path, held
+
+
 class Place(NamedTuple):
     """A file of the host: a path for the supervisor, and the AT_* flags to use it with.
 
     `base`: the canonical directory that the guest's path started from; empty: it was a descriptor.
+    `full`: the canonical path, where `path` is another one as that is too long; `held` is for it.
     """
 
     path: bytes
@@ -77,6 +105,8 @@ class Place(NamedTuple):
     slash: bool = False
     bind: Mount | None = None
     """The bind mount that it was found in."""
+    full: bytes = b""
+    held: _Held | None = None
 
     @property
     def host(self) -> bytes:
@@ -144,7 +174,12 @@ def place_at(
     start = _start(vm, req, bind) if path.startswith(b"/") else _base_link(vm, req, dirfd)
     if path.startswith(_JUMPS) and not where.host.startswith(_JUMPS):
         start = b""  # a magic link jumps, wherever its target is
-    return Place(where.host, kept, start, where.missing, _slash(where), bind)
+    try:
+        host, held = _within_reach(where.host)
+    except OSError:
+        return None  # the kernel says why
+    full = where.host if held is not None else b""
+    return Place(host, kept, start, where.missing, _slash(where), bind, full, held)
 
 
 def _start(vm: VirtualMachine, req: Request, bind: Mount | None) -> bytes:
@@ -243,9 +278,10 @@ def check_way(vm: VirtualMachine, identity: Identity, caller: Caller, place: Pla
     """**Errors** EACCES: the caller may not search a directory on the way to a place."""
     if not place.base or not is_checked(caller, place):
         return
-    for directory in _directories(place.base, place.path):
+    for directory in _directories(place.base, place.full or place.path):
         try:
-            attr = attr_of(see(vm, identity, directory))
+            path, _held = _within_reach(directory)  # which lives as long as the path is used
+            attr = attr_of(see(vm, identity, path))
         except OSError:
             return  # the kernel says why
         if not stat.S_ISDIR(attr.mode):

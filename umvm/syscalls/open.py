@@ -136,7 +136,7 @@ def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) 
         return _open_deleted(vm, known, how)
     if how.path_only:
         return install(vm, mount, inside, None, flags, attr)
-    _may_open(mount, attr, kind, caller, how)
+    _may_open(mount, inside, attr, kind, caller, how)
     if kind == stat.S_IFIFO:
         # the guest opens the real FIFO itself, so that waiting is the kernel's
         return _open_elsewhere(req, vm.specials.fifo(mount, inside, attr), how, index)
@@ -160,7 +160,7 @@ def _open(vm: VirtualMachine, req: Request, where: Where, how: How, index: int) 
     return install(vm, mount, inside, fh, flags, attr)
 
 
-def _may_open(mount: Mount, attr: Attr, kind: int, caller: Caller, how: How) -> None:
+def _may_open(mount: Mount, inside: bytes, attr: Attr, kind: int, caller: Caller, how: How) -> None:
     """**Errors** ELOOP, EISDIR, EACCES, EROFS, EPERM (O_NOATIME)."""
     if kind == stat.S_IFREG and how.flags & os.O_TRUNC:
         writable(mount)
@@ -171,6 +171,8 @@ def _may_open(mount: Mount, attr: Attr, kind: int, caller: Caller, how: How) -> 
     if kind in (stat.S_IFCHR, stat.S_IFBLK) and "nodev" in mount.options:
         raise fail(errno.EACCES)
     permit(mount, attr, caller, how.access)
+    if mount.fs.checks_special and kind not in (stat.S_IFREG, stat.S_IFDIR) and how.access:
+        mount.fs.access(inside, how.access)
     if how.flags & os.O_NOATIME and mount.permissions() and not owns(attr, caller):
         raise fail(errno.EPERM)
 
@@ -219,7 +221,7 @@ def truncate(
     if attr.mode & (stat.S_ISUID | stat.S_ISGID) and caller.uid != 0:
         mode = without_set_ids(attr, caller)
         if mode != attr.mode & 0o7777:
-            mount.fs.chmod(inside, mode, fh)
+            mount.lose_set_ids(inside, mode, fh)
     node = vm.files.node_at(mount, inside, attr)
     if node is None:
         mount.fs.truncate(inside, size, fh)

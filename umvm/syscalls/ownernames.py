@@ -274,7 +274,7 @@ def _open(
         permit(HOST, attr, caller, how.access)
         if how.flags & os.O_NOATIME and not owns(attr, caller):
             raise fail(errno.EPERM)
-        if how.flags & os.O_TRUNC:
+        if how.access & WRITE or how.flags & os.O_TRUNC:  # writes themselves aren't asked about
             drop_set_ids(vm, place, attr, caller)
     needed = how.access << 6
     if seen.real_uid == os.geteuid() and seen.real_mode & needed != needed:
@@ -418,5 +418,5 @@ def _check_rename(
     else:
         kind = replaced.mode if flags & RENAME_EXCHANGE else moved.mode
         check_delete(HOST, new_dir, attr_of(replaced), caller, stat.S_ISDIR(kind))
-    if is_dir and parent(source.path) != parent(target.path):
+    if is_dir and parent(source.full or source.path) != parent(target.full or target.path):
         permit(HOST, attr, caller, 2)

@@ -40,13 +40,20 @@ from umvm.syscalls.hostfiles import (
 )  # fmt: skip
 from umvm.syscalls.identity import credentials
 from umvm.syscalls.stat import AT_EACCESS, AT_FLAGS, STATX_RESERVED, host_call
-from umvm.vfs.attributes import check_owner, new_mode, without_set_ids
+from umvm.vfs.attributes import (
+    Times,
+    check_owner,
+    new_mode,
+    times_now,
+    times_of,
+    without_set_ids,
+)  # fmt: skip
 from umvm.vfs.permission import EXEC, READ, WRITE, allowed, permit
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
-NEWFSTATAT, STATX, FACCESSAT2 = 262, 332, 439
+NEWFSTATAT, STATX, FACCESSAT2, UTIMENSAT = 262, 332, 439, 280
 _STAT_SIZE, _STAT_MODE, _STAT_RDEV = 144, 24, 40
 _STATX_SIZE, _STATX_OWNER, _STATX_RDEV = 256, 20, 128
 """Bytes of the structures, and where mode, uid, gid and rdev are (stat.h, linux/stat.h)."""
@@ -296,6 +303,16 @@ def drop_set_ids(vm: VirtualMachine, place: Place, attr: Attr, caller: Caller) -
 # --- what a guest that isn't root may do to a file, and the kernel does ---------------------------
 
 
+def _times(req: Request, addr: int) -> Times | None:
+    """What times are to be set; None: none. Only utimensat(2) can say "now" in so many words."""
+    if not addr:
+        return times_now()
+    if req.nr != UTIMENSAT:
+        return Times(0, 0, False)
+    atime, atime_ns, mtime, mtime_ns = struct.unpack("<qqqq", req.read(addr, 32))
+    return times_of((atime, atime_ns), (mtime, mtime_ns))
+
+
 @handles("utime", "utimes", "futimesat", "utimensat")
 def sys_utime(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
     """utimensat(2) and its elders: times are the owner's; whoever may write may set them to now."""
@@ -303,8 +320,8 @@ def sys_utime(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     if caller.uid == 0:
         return None
     a = req.args
-    at = int(req.nr in (261, 280))
-    flags = a[3] & 0xFFFFFFFF if req.nr == 280 else 0
+    at = int(req.nr in (261, UTIMENSAT))
+    flags = a[3] & 0xFFFFFFFF if req.nr == UTIMENSAT else 0
     dirfd, addr = (signed(a[0]), a[1]) if at else (AT_FDCWD, a[0])
     if not addr and dirfd != AT_FDCWD:
         place = place_of_fd(vm, req, dirfd)
@@ -316,10 +333,26 @@ def sys_utime(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | N
     attr = attr_of(see(vm, identity, place.path, place.flags))
     if caller.uid == attr.uid:
         return None
-    if a[at + 1]:
+    times = _times(req, a[at + 1])
+    if times is None:
+        return None
+    if not times.touch:
         raise fail(errno.EPERM)
     if not allowed(attr, caller, WRITE):
         raise fail(errno.EACCES)
+    return None
+
+
+@handles("fchdir")
+def sys_fchdir(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
+    """fchdir(2): the kernel does it, if the guest may search the directory."""
+    caller = vm.procs.caller(req.tid)
+    place = place_of_fd(vm, req, signed(req.args[0])) if caller.uid != 0 else None
+    if place is None or os.readlink(place.path).startswith(b"/proc/"):
+        return None
+    seen = see(vm, identity, place.path)
+    if stat.S_ISDIR(seen.mode):
+        permit(HOST, attr_of(seen), caller, EXEC)
     return None
 
 

@@ -22,14 +22,16 @@ from umvm.syscalls.context import (
     Reply,
     Request,
     check,
-    check_change,
     enter,
     fail,
     handles,
     host_path,
     locate,
+    parent,
     signed,
+    writable,
 )  # fmt: skip
+from umvm.vfs.permission import check_create
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -116,7 +118,8 @@ def sys_bind(vm: VirtualMachine, req: Request) -> Reply | None:
         if where.slash:
             raise fail(errno.ENOENT)
         caller = enter(vm, req)
-        check_change(mount, inside, caller, False)
+        writable(mount)
+        check_create(mount, mount.fs.getattr(parent(inside)), caller)
         mount.fs.mknod(inside, stat.S_IFSOCK | 0o777 & ~caller.umask, 0)
         mount.forget()
         try:
