@@ -279,7 +279,7 @@ static NOINLINE int with_clone(struct regs *r)
     }
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
     if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
-        return done(r, -EPERM);
+        return done(r, flags & CLONE_FS || (flags & CLONE_THREAD && flags & CLONE_NEWUSER) ? -EINVAL : -EPERM);
     return RUN;
 }
 
@@ -411,7 +411,7 @@ __attribute__((used)) int decide(struct regs *r)
         r->rax = nr;
         return RUN;
     }
-    switch (k->flow) {
+    switch ((enum umvm_flow)k->flow) { /* all of them: the compiler tells if one is missing */
     case UMVM_F_FD:
         return served_fd((int)argument(r, k->fd)) ? ask(r) : RUN;
     case UMVM_F_FDS:
@@ -447,11 +447,21 @@ __attribute__((used)) int decide(struct regs *r)
         return ROUTE->active ? with_sockname(r) : RUN;
     case UMVM_F_SIGRETURN:
         return with_sigreturn(r);
+    case UMVM_F_CLONE:
+        return with_clone(r);
+    case UMVM_F_RUN:
     case UMVM_F_HOOKED:
         return RUN;
-    default:
+    case UMVM_F_PATH:
+    case UMVM_F_FOLLOW:
+    case UMVM_F_STAT:
+    case UMVM_F_OPEN:
+    case UMVM_F_ACCESS:
+    case UMVM_F_READLINK:
+    case UMVM_F_MOVE:
         return decide_path(r, k);
     }
+    return ask(r);
 }
 
 #include "loader.h"

@@ -100,7 +100,7 @@ class Spaces:
     # --- which ------------------------------------------------------------------------------------
 
     def of(self, tid: int) -> Space:
-        """The space of a process, or of a thread's. **Errors** ESRCH, EPERM: it can't be told."""
+        """The space of a process, or of a thread's. **Errors** ESRCH: it is gone."""
         if len(self._all) == 1:
             return self.first
         index: int = self._marks.of_process(tid).get(SPACE, 0)
