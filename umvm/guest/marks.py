@@ -60,9 +60,9 @@ class Marks:
     def set(self, pid: int, key: Hashable, value: Any) -> None:
         """Mark a process with a hashable value; None removes it.
 
-        **Errors** EAGAIN: too many different records. ESRCH: it is gone. EPERM: it has become another
-        user on the host, and this one hasn't got CAP_SYS_RESOURCE. EINVAL: the guest's hard limit
-        leaves no room.
+        **Errors** EAGAIN: too many different records. ESRCH: it is gone. EPERM: it has become
+        another user on the host, and this one hasn't got CAP_SYS_RESOURCE. EINVAL: the guest's
+        hard limit leaves no room.
         """
         with self._lock:
             record = {**self.of_process(pid), key: value}
