@@ -133,6 +133,18 @@ def test_only_paths(both: Both) -> None:
             whole = os.path.abspath(b"dst/" + name)
             libc.syscall(number, -100, whole, arguments, None, 0x100)
             out.append(errno.errorcode[ctypes.get_errno()])
+
+        def link(directory: int, old: str, new: str) -> str:
+            failed = libc.linkat(directory, old.encode(), -100, new.encode(), 0x400)
+            return errno.errorcode[ctypes.get_errno()] if failed else "linked"
+
+        for place, new in (("dst", "dst/n"), ("dst", "other/n"), ("other", "dst/m")):
+            fd = attempt(os.open, place, os.O_TMPFILE | os.O_RDWR, 0o600)
+            out.append(isinstance(fd, int) and link(-100, f"/proc/self/fd/{fd}", new))
+        os.mkdir("dst/old")
+        directory = os.open("dst/old", os.O_RDONLY)
+        os.rmdir("dst/old")
+        out += [link(directory, "x", "dst/y"), link(-100, "/proc/self/status", "dst/y")]
         return out
 
     text = both(body)
