@@ -152,7 +152,7 @@ static void umvm_route_set_record(struct umvm_router *r, uint32_t number, uint32
 /* The view of a process, and by which mount it came to its working directory. NULL: not known. */
 static const struct umvm_view *umvm_view_of(const struct umvm_router *r, const struct umvm_table *t, int tid, uint32_t *cwd)
 {
-    uint64_t mark;
+    uint64_t mark = 0;
     *cwd = UMVM_HOST;
     if (!r->redirected || !t->views)
         return t->view;
