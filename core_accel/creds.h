@@ -34,10 +34,11 @@ struct umvm_identity {
 /* The number of a process's record; −errno when it is gone. */
 static long umvm_mark(int pid)
 {
-    struct rlimit now;
-    if (prlimit(pid, (enum __rlimit_resource)10 /* RLIMIT_LOCKS */, NULL, &now) < 0)
-        return -errno;
-    return now.rlim_cur - UMVM_MARKED < UMVM_RECORDS ? (long)(now.rlim_cur - UMVM_MARKED) : 0;
+    uint64_t limit;
+    int e = umvm_lock_limit(pid, &limit);
+    if (e < 0)
+        return e;
+    return limit - UMVM_MARKED < UMVM_RECORDS ? (long)(limit - UMVM_MARKED) : 0;
 }
 
 struct umvm_asked { /* a call, and where its answer goes */

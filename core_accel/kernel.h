@@ -23,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -186,5 +187,28 @@ static inline void umvm_read_proc(int tid, const char *file, char *text, size_t 
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = 0;
+}
+
+/* The soft limit RLIMIT_LOCKS of a process, which holds its mark. 0, or -ESRCH. Another user's, which prlimit(2) tells
+   with CAP_SYS_RESOURCE only, is in /proc/TID/limits. */
+static inline int umvm_lock_limit(int tid, uint64_t *soft)
+{
+    static const char row[] = "\nMax file locks ";
+    char text[2048];
+    struct rlimit now;
+    if (prlimit(tid, (enum __rlimit_resource)10 /* RLIMIT_LOCKS */, NULL, &now) == 0) {
+        *soft = now.rlim_cur;
+        return 0;
+    }
+    if (errno != EPERM)
+        return -errno;
+    umvm_read_proc(tid, "limits", text, sizeof text);
+    const char *at = strstr(text, row);
+    if (!at)
+        return -ESRCH;
+    at += sizeof row - 1;
+    at += strspn(at, " ");
+    *soft = *at == 'u' ? RLIM_INFINITY : strtoull(at, NULL, 10);
+    return 0;
 }
 #endif

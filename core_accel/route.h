@@ -11,7 +11,6 @@
 #include "pathwalk.h"
 #include <linux/fs.h>
 #include <linux/loop.h>
-#include <sys/resource.h>
 
 enum { UMVM_INODES = 1 << 14 };
 
@@ -153,15 +152,15 @@ static void umvm_route_set_record(struct umvm_router *r, uint32_t number, uint32
 /* The view of a process, and by which mount it came to its working directory. NULL: not known. */
 static const struct umvm_view *umvm_view_of(const struct umvm_router *r, const struct umvm_table *t, int tid, uint32_t *cwd)
 {
-    struct rlimit mark = {0, 0};
+    uint64_t mark = 0;
     *cwd = UMVM_HOST;
     if (!r->redirected || !t->views)
         return t->view;
-    if (syscall(SYS_prlimit64, tid, UMVM_RLIMIT_MARK, NULL, &mark) < 0)
+    if (umvm_lock_limit(tid, &mark) < 0)
         return NULL;
-    if (mark.rlim_cur < UMVM_MARKED || mark.rlim_cur - UMVM_MARKED >= UMVM_RECORDS)
+    if (mark < UMVM_MARKED || mark - UMVM_MARKED >= UMVM_RECORDS)
         return t->view;
-    const struct umvm_record *record = &r->records[mark.rlim_cur - UMVM_MARKED];
+    const struct umvm_record *record = &r->records[mark - UMVM_MARKED];
     *cwd = record->cwd;
     return record->view < (uint32_t)t->count ? t->views[record->view] : NULL;
 }

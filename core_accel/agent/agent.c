@@ -314,11 +314,14 @@ static NOINLINE int with_clone(struct regs *r)
     }
     /* a namespace of its own would leave the view (syscalls/process.py says the same) */
     if (flags & (CLONE_NEWNS | CLONE_NEWUSER))
-        return done(r, -EPERM);
+        return done(r, flags & CLONE_FS || (flags & CLONE_THREAD && flags & CLONE_NEWUSER) ? -EINVAL : -EPERM);
     if ((flags & (CLONE_VM | CLONE_THREAD)) == CLONE_VM && !SELF->shared) {
         SELF->place_epoch = 0;
         SELF->shared = 1;
     }
+=======
+        return done(r, flags & CLONE_FS || (flags & CLONE_THREAD && flags & CLONE_NEWUSER) ? -EINVAL : -EPERM);
+>>>>>>> h-ltp2
     return RUN;
 }
 
@@ -457,10 +460,14 @@ __attribute__((used)) int decide(struct regs *r)
         r->rax = nr;
         return RUN;
     }
+<<<<<<< HEAD
     switch (k->flow) {
     case UMVM_F_SETID:
         SELF->who = (uint32_t)now_units() << 12 ^ (uint32_t)SYS1(__NR_getpid, 0);
         return ask(r);
+=======
+    switch ((enum umvm_flow)k->flow) { /* all of them: the compiler tells if one is missing */
+>>>>>>> h-ltp2
     case UMVM_F_FD:
         if (ROUTE->read_only && changes_by_fd(r))
             return ask(r);
@@ -481,8 +488,6 @@ __attribute__((used)) int decide(struct regs *r)
         return with_exec(r);
     case UMVM_F_MMAP:
         return with_mmap(r);
-    case UMVM_F_CLONE:
-        return with_clone(r);
     case UMVM_F_ADDRESS:
     case UMVM_F_SENDTO:
     case UMVM_F_SENDMSG:
@@ -500,11 +505,21 @@ __attribute__((used)) int decide(struct regs *r)
         return ROUTE->active ? with_sockname(r) : RUN;
     case UMVM_F_SIGRETURN:
         return with_sigreturn(r);
+    case UMVM_F_CLONE:
+        return with_clone(r);
+    case UMVM_F_RUN:
     case UMVM_F_HOOKED:
         return RUN;
-    default:
+    case UMVM_F_PATH:
+    case UMVM_F_FOLLOW:
+    case UMVM_F_STAT:
+    case UMVM_F_OPEN:
+    case UMVM_F_ACCESS:
+    case UMVM_F_READLINK:
+    case UMVM_F_MOVE:
         return decide_path(r, k);
     }
+    return ask(r);
 }
 
 #include "loader.h"

@@ -50,7 +50,7 @@ static int proc_ours(const char *p, uint32_t n)
 {
     static const char words[][14] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps",
                                      "numa_maps", "filesystems", "thread-self", "status", "auxv", "limits", "hostname",
-                                     "domainname", "oom_score_adj", "environ", "mem"};
+                                     "domainname", "oom_score_adj", "environ", "mem", "osrelease", "version"};
     for (uint32_t i = 0; i < n;) {
         uint32_t from = i;
         while (i < n && p[i] != '/')

@@ -96,6 +96,19 @@ def test_signals(
     assert result.stdout.count("Interrupted system call") == 5, result
 
 
+def test_namespaces(
+    runner: Runner, in_agent: InAgent, cases: Path, warm: Callable[..., None]
+) -> None:
+    """A child in a namespace of its own would be out of the view: EPERM, and EINVAL where Linux
+    gives that first. The call is libc's, which is patched, or is notified."""
+    warm("agent_cases")
+    told = "1 1\n" * 3 + "22 22\n" * 2
+    assert in_agent([str(cases), "namespaces"]).stdout == told
+    assert in_agent([str(cases), "namespaces"], mounts=()).stdout == told
+    notified = runner.umvm([str(cases), "namespaces"], options=["--engine", "notify"])
+    assert notified.stdout == told
+
+
 def test_copies_are_ours_alone(warm: Callable[..., None], cache_home: Path) -> None:
     warm()
     directory = cache_home / "umvm/text"

@@ -94,6 +94,63 @@ def test_names(both: Both) -> None:
     assert "T/dst/sub/g" in both(body)
 
 
+def test_only_paths(both: Both) -> None:
+    """Descriptors that were opened with O_PATH, and links that execveat doesn't follow."""
+
+    def body() -> list[object]:
+        import ctypes
+        import errno
+        import os
+        import stat
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        out: list[object] = [libc.mount(b"src", b"dst", None, ctypes.c_ulong(4096), None)]
+        top = os.getcwd()
+
+        def attempt(action: object, *args: object, **more: object) -> object:
+            try:
+                return action(*args, **more)  # type: ignore[operator]
+            except OSError as error:
+                return errno.errorcode[error.errno or 0]
+
+        for path in ("dst", "dst/sub", "dst/f", "dst/rel", "dst/gone", "dst/f/x"):
+            for more in (0, os.O_DIRECTORY, os.O_NOFOLLOW, os.O_CLOEXEC | os.O_WRONLY | os.O_CREAT):
+                fd = attempt(os.open, os.path.abspath(path), os.O_PATH | more)
+                if not isinstance(fd, int):
+                    out.append(fd)
+                    continue
+                out.append([oct(stat.S_IFMT(os.fstat(fd).st_mode)), os.get_inheritable(fd)])
+                out += [attempt(os.read, fd, 1), attempt(os.fchmod, fd, 0o700)]
+                inner = attempt(os.open, "g", os.O_PATH, dir_fd=fd)
+                out.append(isinstance(inner, int) or inner)
+                out.append(
+                    [attempt(os.fchdir, fd), os.listdir(".") == os.listdir("/proc/self/cwd")]
+                )
+                os.chdir(top)
+        number = ctypes.c_long(322)
+        arguments = (ctypes.c_char_p * 2)(b"x", None)
+        for name in (b"rel", b"f", b"gone", b"sub"):
+            whole = os.path.abspath(b"dst/" + name)
+            libc.syscall(number, -100, whole, arguments, None, 0x100)
+            out.append(errno.errorcode[ctypes.get_errno()])
+
+        def link(directory: int, old: str, new: str) -> str:
+            failed = libc.linkat(directory, old.encode(), -100, new.encode(), 0x400)
+            return errno.errorcode[ctypes.get_errno()] if failed else "linked"
+
+        for place, new in (("dst", "dst/n"), ("dst", "other/n"), ("other", "dst/m")):
+            fd = attempt(os.open, place, os.O_TMPFILE | os.O_RDWR, 0o600)
+            out.append(isinstance(fd, int) and link(-100, f"/proc/self/fd/{fd}", new))
+        os.mkdir("dst/old")
+        directory = os.open("dst/old", os.O_RDONLY)
+        os.rmdir("dst/old")
+        out += [link(directory, "x", "dst/y"), link(-100, "/proc/self/status", "dst/y")]
+        return out
+
+    text = both(body)
+    assert text.count("0o100000") == 5 and "ELOOP" in text
+
+
 def test_changes(both: Both) -> None:
     """What is changed there is changed; EXDEV between mounts, EBUSY for mount points and users."""
 

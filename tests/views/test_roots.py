@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -384,3 +385,44 @@ def test_errors(runner: Runner, tmp_path: Path) -> None:
         ran = runner.umvm(["true"], options=options)
         assert (ran.status, ran.stdout, ran.stderr.count("\n")) == (status, "", 1), ran
     assert runner.umvm(["true"], options=["--root", str(tmp_path)]).status == 127
+
+
+def as_another_user() -> list[object]:
+    """What a process of root's sees that has become another user, while others have another root."""
+    import errno
+    import os
+
+    def attempt(action: object, *args: object) -> object:
+        try:
+            return action(*args)  # type: ignore[operator]
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+
+    os.makedirs("closed/d")
+    os.chmod("closed", 0)
+    if (pid := os.fork()) == 0:
+        os.chroot(".")
+        os.seteuid(65534)
+        found = [attempt(os.getcwd), os.path.exists("/closed"), attempt(os.stat, "/closed/d")]
+        os._exit(found != ["/", True, "EACCES"])
+    out: list[object] = [os.waitpid(pid, 0)[1]]
+    os.setegid(65534)
+    os.seteuid(65534)
+    out += [len(attempt(os.getcwd)) > 1, len(os.listdir("/etc")) > 1]  # type: ignore[arg-type]
+    out += [attempt(os.stat, "closed/d"), attempt(os.mkdir, "new"), attempt(os.chdir, "closed")]
+    out += [attempt(os.chroot, "closed/d"), attempt(os.chroot, "/")]
+    return out
+
+
+@pytest.mark.skipif(not _can_chroot(), reason="needs root")
+@pytest.mark.parametrize("engine", ["auto", "notify"])
+def test_another_user(runner: Runner, engine: str) -> None:
+    """Whether or not the supervisor has CAP_SYS_RESOURCE, it knows the views of such processes."""
+    with tempfile.TemporaryDirectory() as searchable:
+        places = [Path(searchable), Path(searchable, "native"), Path(searchable, "vm")]
+        for place in places:
+            place.mkdir(exist_ok=True)
+            place.chmod(0o755)
+        native = runner.run(argv_of(as_another_user), cwd=places[1])
+        options = ["-C", str(places[2]), "--engine", engine]
+        compare(native, runner.umvm(as_another_user, options=options))

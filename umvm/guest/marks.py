@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
-RLIMIT_LOCKS = 10
+from umvm.guest.rlimits import RLIMIT_LOCKS, soft_limit
+
 MARKED = 0x756D766D << 32
 """A soft limit of this and less than `MAX_RECORDS` more is a mark."""
 MAX_RECORDS = 1 << 16
@@ -51,24 +52,25 @@ class Marks:
 
     def get(self, pid: int, key: Hashable) -> Any:
         """What a process, or the process of a thread, has under a key; None: nothing."""
-        return self._of(pid).get(key) if len(self._records) > 1 else None
+        return self.of_process(pid).get(key) if len(self._records) > 1 else None
 
     def of_process(self, pid: int) -> Record:
-        """All that is noted of a process. OSError(EPERM): it can't be told any more."""
-        number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
+        """All that is noted of a process. **Errors** ESRCH: it is gone."""
+        number = soft_limit(pid, RLIMIT_LOCKS) - MARKED
         return self._records[number] if 0 <= number < len(self._records) else {}
 
     def set(self, pid: int, key: Hashable, value: Any) -> None:
         """Mark a process with a hashable value; None removes it.
 
-        **Errors** EAGAIN: too many different records. ESRCH, EPERM: prlimit(2). EINVAL: the guest's
+        **Errors** EAGAIN: too many different records. ESRCH: it is gone. EPERM: it has become
+        another user on the host, and this one hasn't got CAP_SYS_RESOURCE. EINVAL: the guest's
         hard limit leaves no room.
         """
         with self._lock:
-            record = {**self._of(pid), key: value}
+            record = {**self.of_process(pid), key: value}
             if value is None:
                 del record[key]
-            if record == self._of(pid):
+            if record == self.of_process(pid):
                 return
             number = self._number(record)
             hard = resource.prlimit(pid, RLIMIT_LOCKS)[1]
@@ -82,13 +84,6 @@ class Marks:
     def record(self, number: int) -> Record:
         """The record with a number."""
         return self._records[number]
-
-    def _of(self, pid: int) -> Record:
-        try:
-            number = resource.prlimit(pid, RLIMIT_LOCKS)[0] - MARKED
-        except PermissionError:
-            return {}  # it has become another user on the host
-        return self._records[number] if 0 <= number < len(self._records) else {}
 
     def _number(self, record: Record) -> int:
         items = frozenset(record.items())

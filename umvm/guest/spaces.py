@@ -101,7 +101,7 @@ class Spaces:
     # --- which ------------------------------------------------------------------------------------
 
     def of(self, tid: int) -> Space:
-        """The space of a process, or of a thread's. **Errors** ESRCH, EPERM: it can't be told."""
+        """The space of a process, or of a thread's. **Errors** ESRCH: it is gone."""
         if len(self._all) == 1:
             return self.first
         index: int = self._marks.of_process(tid).get(SPACE, 0)
@@ -217,6 +217,16 @@ class Spaces:
         if found[3] == b"exe":
             return space.view.shown(self.real(target))[:2]
         return self.place(space, tid, int(found[4]) if found[4] else None, target)
+
+    def bind_behind(self, space: Space, full: bytes) -> Mount | None:
+        """The bind mount that the file behind a magic link of /proc lies in; it needs no name."""
+        try:
+            target = os.readlink(full)
+        except OSError:
+            return None
+        if _LINK.fullmatch(full) is None or not target.startswith(b"/"):
+            return None
+        return space.table.bind_by_id(self.link_place(space, full, target)[1])
 
 
 def signal_for(mount: Mount) -> int:

@@ -84,6 +84,8 @@ def sys_execve(vm: VirtualMachine, req: Request) -> Reply | None:
         enter(vm, req)
     else:
         where = locate(vm, req, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
+        if flags & AT_SYMLINK_NOFOLLOW and where.mount is None and os.path.islink(where.host):
+            raise fail(errno.ELOOP)
         if at and not path.startswith(b"/") and dirfd != AT_FDCWD:
             name = b"/dev/fd/%d/%s" % (dirfd, path)
     first, executed = where, name

@@ -2,7 +2,8 @@
 
 The supervisor opens regular files and directories and gives the guest the descriptor: that is much
 cheaper than to change the guest's arguments, and the mount can be noted on it. What depends on who
-opens it (terminals, FIFOs, devices, other users' rights) the guest opens itself.
+opens it (terminals, FIFOs, devices, other users' rights) the guest opens itself, as what is opened
+with O_PATH, which can't be given to it (seccomp_notify_addfd() of kernel/seccomp.c: EBADF).
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def open_host(vm: VirtualMachine, req: Request, where: Where, how: How, index: i
     noted = bind is not None and not how.path_only and vm.spaces.of(req.tid).is_ambiguous(bind)
     if not where.changed and not noted:
         return None
+<<<<<<< HEAD
     # the kernel installs no descriptors with O_PATH (fget() in kernel/seccomp.c)
+=======
+>>>>>>> h-ltp2
     if not how.path_only and _is_ours(where, how, st) and may_answer(vm, req):
         fd = _open(vm, req, host_path(where), how)
         note(vm, req, fd, bind)

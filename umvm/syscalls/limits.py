@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from umvm.guest.marks import RLIMIT_LOCKS
+from umvm.guest.rlimits import RLIMIT_LOCKS
 from umvm.interfaces.identity import (
     CAP_SYS_ADMIN,
     CAP_SYS_NICE,

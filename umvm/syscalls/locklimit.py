@@ -11,7 +11,8 @@ import resource
 import struct
 from typing import TYPE_CHECKING
 
-from umvm.guest.marks import MARKED, MAX_RECORDS, RLIMIT_LOCKS
+from umvm.guest.marks import MARKED, MAX_RECORDS
+from umvm.guest.rlimits import RLIMIT_LOCKS
 from umvm.syscalls.context import DONE, Reply, Request, fail, handles, signed
 from umvm.syscalls.identity import may
 

@@ -156,6 +156,14 @@ def sys_symlink(vm: VirtualMachine, req: Request) -> Reply | None:
 # --- link ----------------------------------------------------------------------------------------
 
 
+def _apart(vm: VirtualMachine, req: Request, origin: Where, target: Where, flags: int) -> bool:
+    """Do two places of the host lie in different mounts of the view? One that is gone doesn't."""
+    bind = origin.bind
+    if flags & AT_SYMLINK_FOLLOW and origin.host.startswith(b"/proc/"):
+        bind = vm.spaces.bind_behind(vm.spaces.of(req.tid), origin.host)
+    return bind is not target.bind and os.path.lexists(origin.host)
+
+
 @handles("link", "linkat")
 def sys_link(vm: VirtualMachine, req: Request) -> Reply | None:
     """link(2), linkat(2)."""
@@ -180,7 +188,7 @@ def sys_link(vm: VirtualMachine, req: Request) -> Reply | None:
     if target.mount is None:
         if source is not None:
             raise fail(_host_error(target))
-        if origin is not None and origin.bind is not target.bind and target.missing:
+        if origin is not None and target.missing and _apart(vm, req, origin, target, flags):
             raise fail(
                 errno.EXDEV if target.bind is None or not target.bind.read_only else errno.EROFS
             )

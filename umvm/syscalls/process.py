@@ -16,6 +16,7 @@ from umvm.syscalls.identity import may
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
+CLONE_FS, CLONE_THREAD = 0x200, 0x10000
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 PR_SET_DUMPABLE, UMASK = 4, 95
 
@@ -24,6 +25,15 @@ def _no_new_view(flags: int) -> None:
     """In a mount or user namespace of its own a guest could mount what the view can't see."""
     if flags & (CLONE_NEWNS | CLONE_NEWUSER):
         raise fail(errno.EPERM)
+
+
+def _no_child_view(flags: int) -> None:
+    """The same for a new process or thread, after what copy_process() of kernel/fork.c refuses."""
+    if flags & CLONE_FS and flags & (CLONE_NEWNS | CLONE_NEWUSER):
+        raise fail(errno.EINVAL)
+    if flags & CLONE_THREAD and flags & CLONE_NEWUSER:
+        raise fail(errno.EINVAL)
+    _no_new_view(flags)
 
 
 @handles("unshare")
@@ -43,8 +53,9 @@ def sys_unshare(vm: VirtualMachine, req: Request) -> Reply | None:
 
 @handles("clone")
 def sys_clone(vm: VirtualMachine, req: Request) -> Reply | None:
-    """clone(2), only with namespace flags: EPERM for mount and user namespaces."""
-    _no_new_view(req.args[0])
+    """clone(2), only with namespace flags: EPERM for mount and user namespaces, EINVAL where they
+    can't be shared."""
+    _no_child_view(req.args[0])
     return None
 
 
@@ -53,7 +64,7 @@ def sys_clone3(vm: VirtualMachine, req: Request) -> Reply | None:
     """clone3(2): as clone(2)."""
     if req.args[1] >= 8:
         (flags,) = struct.unpack("<Q", req.read(req.args[0], 8))
-        _no_new_view(flags)
+        _no_child_view(flags)
     return None
 
 

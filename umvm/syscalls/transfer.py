@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from umvm.guest.nodes import CHUNK
 from umvm.guest.openfile import OpenFile
+from umvm.guest.rlimits import soft_limit
 from umvm.syscalls.context import Request, fail, signed
 
 if TYPE_CHECKING:
@@ -165,20 +166,9 @@ def gather(req: Request, segments: Segments, total: int) -> Iterator[bytes]:
 def file_limit(req: Request) -> int:
     """The guest's RLIMIT_FSIZE in bytes; -1: none."""
     try:
-        return resource.prlimit(req.tid, resource.RLIMIT_FSIZE)[0]
-    except (OSError, ValueError):
-        return _limit_shown(req.tid)  # its ids differ, and prlimit(2) takes CAP_SYS_RESOURCE then
-
-
-def _limit_shown(tid: int) -> int:
-    """The same from /proc/TID/limits, which may be read by who may trace the thread."""
-    try:
-        with open(f"/proc/{tid}/limits", "rb") as limits:
-            text = next(line for line in limits if line.startswith(b"Max file size"))
-    except (OSError, StopIteration):
-        return -1
-    value = text.split()[3]
-    return -1 if value == b"unlimited" else int(value)
+        return soft_limit(req.tid, resource.RLIMIT_FSIZE)
+    except OSError:
+        return -1  # it is gone
 
 
 def room(req: Request, offset: int, count: int) -> int:
