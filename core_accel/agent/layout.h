@@ -22,7 +22,7 @@
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
-#define UMVM_ENV_STAMP 0x756d766d61676532ull /* changes with the layout */
+#define UMVM_ENV_STAMP 0x756d766d61676533ull /* changes with the layout */
 
 /* How the agent treats a call. */
 enum umvm_flow {
@@ -146,6 +146,7 @@ struct umvm_self {
     uint32_t map_generation;
     uint32_t traced;
     uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
+    uint32_t unlinked;   /* it is static, at a fixed address: code that it maps is not for it to jump to, but to translate */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
     uint64_t pages[128]; /* pages that were readable: number << 28 | generation */

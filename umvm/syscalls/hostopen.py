@@ -2,7 +2,8 @@
 
 The supervisor opens regular files and directories and gives the guest the descriptor: that is much
 cheaper than to change the guest's arguments, and the mount can be noted on it. What depends on who
-opens it (terminals, FIFOs, devices, other users' rights) the guest opens itself.
+opens it (terminals, FIFOs, devices, other users' rights) the guest opens itself. So it does with
+O_PATH: SECCOMP_IOCTL_NOTIF_ADDFD hands over no such descriptors (fget() in kernel/seccomp.c).
 """
 
 from __future__ import annotations
@@ -45,10 +46,9 @@ def open_host(vm: VirtualMachine, req: Request, where: Where, how: How, index: i
     noted = bind is not None and not how.path_only and vm.spaces.of(req.tid).is_ambiguous(bind)
     if not where.changed and not noted:
         return None
-    if _is_ours(where, how, st) and may_answer(vm, req):
+    if not how.path_only and _is_ours(where, how, st) and may_answer(vm, req):
         fd = _open(vm, req, host_path(where), how)
-        if not how.path_only:
-            note(vm, req, fd, bind)
+        note(vm, req, fd, bind)
         return Reply.fd(fd, bool(how.flags & os.O_CLOEXEC))
     if not where.changed:
         return None
@@ -98,7 +98,7 @@ def _is_ours(where: Where, how: How, st: os.stat_result | None) -> bool:
         return os.major(st.st_rdev) == _MEMORY_DEVICES
     if where.host.startswith(b"/proc/"):
         return kind == stat.S_IFDIR or (kind == stat.S_IFREG and not how.access & WRITE)
-    return kind in (stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFLNK and how.path_only)
+    return kind in (stat.S_IFREG, stat.S_IFDIR)
 
 
 def _open(vm: VirtualMachine, req: Request, path: bytes, how: How) -> int:
