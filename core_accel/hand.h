@@ -191,11 +191,20 @@ static int umvm_seize(int tid, int attempts)
     return -e;
 }
 
+/* Does a thread wait for its child of vfork? Until that executes something, nothing stops the thread. */
+static int umvm_in_vfork(int tid)
+{
+    char text[256];
+    umvm_read_proc(tid, "syscall", text, sizeof text);
+    long nr = text[0] >= '0' && text[0] <= '9' ? strtol(text, NULL, 10) : -1;
+    return umvm_state(tid) == 'D' && (nr == SYS_vfork || nr == SYS_clone || nr == SYS_clone3);
+}
+
 /* Stops the debugger that traces the thread. 0 or a negative errno; on success umvm_give_back is due. */
 static int umvm_borrow(struct umvm_hand *h)
 {
     int debugger = umvm_status(h->tid, "\nTracerPid:", 10);
-    if (debugger <= 0)
+    if (debugger <= 0 || umvm_in_vfork(debugger))
         return -EPERM;
     pthread_mutex_lock(&umvm_borrowing);
     int r = umvm_seize(debugger, 500);

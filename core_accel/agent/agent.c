@@ -274,11 +274,20 @@ static inline int is_ours(uint64_t address, uint64_t size)
     return address < UMVM_GATE + UMVM_GATES * UMVM_GATE_SIZE && address + size > UMVM_AGENT_BASE;
 }
 
+/* Memory is mapped over, unmapped or protected: the vDSO's functions may be gone, or the pages before it that they read. */
+static inline void leave_clock(uint64_t address, uint64_t size)
+{
+    uint64_t clock = (uint64_t)SELF->clock;
+    if (address < clock + 4096 && address + size > clock - 65536)
+        SELF->clock = 0;
+}
+
 static NOINLINE int with_mmap(struct regs *r)
 {
     uint64_t flags = r->r10;
     if (flags & 0x10) { /* MAP_FIXED */
         maps_changed();
+        leave_clock(r->rdi, r->rsi);
         if (is_ours(r->rdi, r->rsi))
             return done(r, -ENOMEM);
     }
@@ -319,9 +328,6 @@ static NOINLINE int with_clone(struct regs *r)
         SELF->place_epoch = 0;
         SELF->shared = 1;
     }
-=======
-        return done(r, flags & CLONE_FS || (flags & CLONE_THREAD && flags & CLONE_NEWUSER) ? -EINVAL : -EPERM);
->>>>>>> h-ltp2
     return RUN;
 }
 
@@ -441,8 +447,11 @@ __attribute__((used)) int decide(struct regs *r)
         return RUN;
     if (nr == __NR_munmap || nr == __NR_mprotect || nr == __NR_mremap || nr == __NR_brk || nr == 329) {
         maps_changed();
-        if (nr != __NR_brk && is_ours(r->rdi, r->rsi))
-            return done(r, nr == __NR_munmap ? -EINVAL : -ENOMEM);
+        if (nr != __NR_brk) {
+            leave_clock(r->rdi, r->rsi);
+            if (is_ours(r->rdi, r->rsi))
+                return done(r, nr == __NR_munmap ? -EINVAL : -ENOMEM);
+        }
     }
     const struct umvm_kind *k = (const struct umvm_kind *)&ROUTE->kinds[nr];
     if (k->flow == UMVM_F_RUN)
@@ -460,14 +469,10 @@ __attribute__((used)) int decide(struct regs *r)
         r->rax = nr;
         return RUN;
     }
-<<<<<<< HEAD
-    switch (k->flow) {
+    switch ((enum umvm_flow)k->flow) { /* all of them: the compiler tells if one is missing */
     case UMVM_F_SETID:
         SELF->who = (uint32_t)now_units() << 12 ^ (uint32_t)SYS1(__NR_getpid, 0);
         return ask(r);
-=======
-    switch ((enum umvm_flow)k->flow) { /* all of them: the compiler tells if one is missing */
->>>>>>> h-ltp2
     case UMVM_F_FD:
         if (ROUTE->read_only && changes_by_fd(r))
             return ask(r);

@@ -184,6 +184,7 @@ struct umvm_self {
     uint32_t map_generation;
     uint32_t traced;
     uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
+    uint32_t unlinked;   /* it is static, at a fixed address: code that it maps is not for it to jump to, but to translate */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
     uint64_t place_epoch; /* `place` is the number of the process's record at this time */

@@ -429,7 +429,8 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
         SYS1(__NR_close, fd);
         go = interp.entry;
         interp_base = interp.bias;
-    }
+    } else
+        SELF->unlinked = program.bias == 0; /* valgrind's tools: what they map runs as they think it should */
     const uint64_t known[][2] = {{AT_PHDR, program.headers}, {AT_PHNUM, program.count}, {AT_PHENT, sizeof(Elf64_Phdr)},
                                  {AT_BASE, interp_base}, {AT_ENTRY, program.entry}, {AT_EXECFN, (uint64_t)name}};
     for (uint32_t i = 0; i < sizeof known / sizeof known[0]; i++)

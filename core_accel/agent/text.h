@@ -60,7 +60,7 @@ static int open_copy(const volatile struct umvm_text *t)
    −1: the mapping is to stay as it is. */
 static NOINLINE int patch_mapping(int file, const struct stat *st, uint64_t address, uint64_t length, uint64_t offset)
 {
-    if ((st->st_mode & S_IFMT) != S_IFREG)
+    if ((st->st_mode & S_IFMT) != S_IFREG || SELF->unlinked)
         return -1;
     const volatile struct umvm_text *t = find_text(file, st, offset);
     if (t && t->stub_length == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from agent_fixtures import InAgent
 from harness import Compiler, Runner
 
 NAMES = (
-    "by_prctl by_seccomp low_addresses by_descriptor writable_text small_stack traced io_uring"
+    "by_prctl by_seccomp low_addresses by_descriptor writable_text small_stack traced io_uring "
+    "no_vdso"
 ).split()
 
 
@@ -25,6 +27,29 @@ def test_as_on_the_host(
     native = runner.run([program, name])
     assert native.status == 0 and native.stdout, native
     assert in_agent([program, name]) == native
+
+
+@pytest.mark.parametrize("name", ["mapped_text", "no_vdso"])
+def test_a_static_program(
+    runner: Runner, in_agent: InAgent, warm: Callable[..., None], guest_binary: Compiler, name: str
+) -> None:
+    program = guest_binary("agent_hard", static=True)
+    argv = [str(program), name]
+    warm("ld-linux-x86-64.so.2", program.name, run=f"{program} io_uring")
+    native = runner.run(argv)
+    assert native.status == 0 and native.stdout, native
+    assert in_agent(argv) == native
+
+
+def test_valgrind(runner: Runner, in_agent: InAgent, warm: Callable[..., None]) -> None:
+    """It runs others' code by translating it, and never jumps to what lies outside of that."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    warm("ld-linux-x86-64.so.2")
+    argv = ["valgrind", "-q", "--trace-children=yes", "sh", "-c", "ls -d /etc; echo hi | cat"]
+    native = runner.run(argv, timeout=25)
+    assert native.status == 0 and native.stdout, native
+    assert in_agent(argv, timeout=25) == native
 
 
 def test_the_agent_stays_where_it_is(

@@ -1,5 +1,6 @@
 /* More hard cases for the agent, as agent_cases.c has them: `agent_hard NAME` prints the same natively and in a VM. */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -137,6 +139,33 @@ static void traced(void)
 
 static void io_uring(void) { say("io_uring", syscall(SYS_io_uring_setup, 4, 0) < 0 ? 0 : -1); }
 
+/* Valgrind, and whatever makes an image of a process, unmaps the vDSO. */
+static void no_vdso(void)
+{
+    calls();
+    say("munmap", munmap((void *)getauxval(AT_SYSINFO_EHDR), 8192));
+    for (int i = 0; i < 3; i++)
+        calls();
+}
+
+/* A program that translates others' code finds it as the file has it. Static, as such programs are. */
+static void mapped_text(void)
+{
+    Elf64_Ehdr e;
+    Elf64_Phdr p;
+    int fd = open("/lib64/ld-linux-x86-64.so.2", O_RDONLY);
+    say("header", pread(fd, &e, sizeof e, 0) == sizeof e ? 0 : -1);
+    for (int i = 0; i < e.e_phnum; i++) {
+        size_t size = pread(fd, &p, sizeof p, (off_t)(e.e_phoff + (size_t)i * sizeof p)) == sizeof p ? p.p_filesz : 0;
+        if (p.p_type != PT_LOAD || !(p.p_flags & PF_X))
+            continue;
+        char *text = mmap(0, size, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, (off_t)p.p_offset), *file = malloc(size);
+        say("mapped", text == MAP_FAILED ? -1 : 0);
+        say("read", pread(fd, file, size, (off_t)p.p_offset) == (ssize_t)size ? 0 : -1);
+        say("differs", memcmp(text, file, size) != 0);
+    }
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -144,6 +173,7 @@ static const struct {
     {"by_prctl", by_prctl}, {"by_seccomp", by_seccomp}, {"low_addresses", low_addresses},
     {"over_the_agent", over_the_agent}, {"by_descriptor", by_descriptor}, {"writable_text", writable_text},
     {"small_stack", small_stack}, {"traced", traced}, {"io_uring", io_uring},
+    {"no_vdso", no_vdso}, {"mapped_text", mapped_text},
 };
 
 int main(int argc, char **argv)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
-from harness import Compiler
+from harness import Compiler, Runner
 from same import Same
 
 STRACE = "strace -f -qq -o /dev/null -e trace={calls} "
@@ -142,3 +145,14 @@ def test_calls(same: Same, guest_binary: Compiler, way: str) -> None:
     setup = f"cp {guest} p && mkdir sub && ln -s ../p sub/p && printf '#!/bin/echo a\\n' >s && chmod +x s && cp s sub\n"
     again = f"./p {way} ./p s none | sed 's,/dev/fd/[0-9]*,FD,'"
     same(f"{setup}{STRACE.format(calls='all')} sh -c {again!r}", "strace")
+
+
+def test_a_debugger_in_vfork(runner: Runner, tmp_path: Path) -> None:
+    """gdb waits in vfork for a shell whose exec would be changed: an error, and not for ever."""
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not installed")
+    shutil.copy("/bin/sh", tmp_path / "sh")
+    argv = ["gdb", "-q", "-nx", "-batch", "-ex", "run", "-ex", "echo after", "/bin/true"]
+    options = ["--bind", f"{tmp_path}:/opt", "-e", "SHELL=/opt/sh"]
+    shown = runner.umvm(argv, options=options, timeout=25)
+    assert "after" in shown.stdout + shown.stderr, shown

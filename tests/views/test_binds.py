@@ -53,6 +53,46 @@ def both(runner: Runner, tmp_path: Path) -> Both:
     return Both(runner, tmp_path / "t")
 
 
+def test_path_only(both: Both) -> None:
+    """Descriptors with O_PATH, of each kind of file, and what can be done with them."""
+
+    def body() -> list[object]:
+        import ctypes
+        import os
+
+        out: list[object] = []
+        os.mkfifo("src/p")
+        assert ctypes.CDLL(None).mount(b"src", b"dst", None, 4096, None) == 0
+        for name in (
+            "dst",
+            "dst/f",
+            "dst/sub",
+            "dst/rel",
+            "dst/abs",
+            "dst/p",
+            "dst/none",
+            "dst/sub/..",
+        ):
+            for flags in (0, os.O_DIRECTORY, os.O_NOFOLLOW, os.O_NOFOLLOW | os.O_DIRECTORY):
+                try:
+                    fd = os.open(name, os.O_PATH | flags)
+                except OSError as error:
+                    out.append((name, flags, error.errno))
+                    continue
+                st, there = os.fstat(fd), os.path.exists(f"/proc/self/fd/{fd}")
+                out.append(
+                    (name, flags, st.st_mode, st.st_size if st.st_mode & 0o100000 else 0, there)
+                )
+                if st.st_mode & 0o170000 == 0o040000:
+                    out.append(sorted(os.listdir(f"/proc/self/fd/{fd}")))
+                    inner = os.open("sub/g", os.O_RDONLY, dir_fd=fd) if "sub" not in name else -1
+                    out.append(os.read(inner, 9) if inner >= 0 else None)
+                os.close(fd)
+        return out
+
+    assert "more" in both(body)
+
+
 def test_names(both: Both) -> None:
     """Paths, "..", links, cwd and /proc/self show the path that was used, whichever it was."""
 

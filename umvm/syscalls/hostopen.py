@@ -46,10 +46,6 @@ def open_host(vm: VirtualMachine, req: Request, where: Where, how: How, index: i
     noted = bind is not None and not how.path_only and vm.spaces.of(req.tid).is_ambiguous(bind)
     if not where.changed and not noted:
         return None
-<<<<<<< HEAD
-    # the kernel installs no descriptors with O_PATH (fget() in kernel/seccomp.c)
-=======
->>>>>>> h-ltp2
     if not how.path_only and _is_ours(where, how, st) and may_answer(vm, req):
         fd = _open(vm, req, host_path(where), how)
         note(vm, req, fd, bind)
