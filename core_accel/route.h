@@ -323,11 +323,11 @@ static int umvm_route_socket(const struct umvm_router *r, int tid, int fd)
     return r->socket_inodes[strtoul(link + 8, 0, 10) % UMVM_INODES] != 0;
 }
 
-/* Counts a socket in (1) or out (-1). One caller at a time. */
+/* Counts a socket in (1) or out (-1). */
 static void umvm_route_count_socket(struct umvm_router *r, uint64_t inode, int by)
 {
-    r->socket_inodes[inode % UMVM_INODES] += by;
-    r->sockets += by;
+    __atomic_add_fetch(&r->socket_inodes[inode % UMVM_INODES], by, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&r->sockets, by, __ATOMIC_RELAXED);
 }
 
 /* Calls that leave what a path leads to as it is. */

@@ -447,6 +447,7 @@ class VirtualMachine:
     def shutdown(self) -> None:
         """End all guests: each is killed now, or with the next call it makes."""
         self.closing = True
+        self.sockets.set_calls(())
         self.engine.set_hooks(table.trapped_numbers())
         self._kill_all()
 

@@ -65,6 +65,8 @@ class Stacks:
         self._default = f"{kind}:{argument}" if argument else kind
         self._stacks[self._default] = self._make(kind, argument, options)
         vm.abstract = AbstractNames() if self._private else None
+        self._chosen = False
+        self._tell_engine()
         self._files: list[Any] = []
         self._mount_files()
 
@@ -103,6 +105,15 @@ class Stacks:
         if made.socket is not None:
             self._vm.sockets.add(made.fd, made.socket)
         return Reply.fd(made.fd, bool(kind & SOCK_FLAGS & socket.SOCK_CLOEXEC))
+
+    socket.makes_sockets = True  # type: ignore[attr-defined]
+
+    def _tell_engine(self) -> None:
+        """Let the engine itself make the sockets of a first stack that all processes use."""
+        for stack in self._stacks.values():
+            tell = getattr(stack, "make_first", None)
+            if tell is not None:
+                tell(stack is self._stacks.get(self._default) and not self._chosen)
 
     def socketpair(self, req: Request) -> Reply | None:
         """socketpair(2)."""
@@ -181,9 +192,12 @@ class Stacks:
                 choice = {ANY: self.known(name)}
             for family, stack in families.items():
                 choice[FAMILIES[family]] = self.known(stack)
+            self._chosen = True
+            self._tell_engine()
             self._vm.marks.set(pid, _MARK, tuple(sorted(choice.items())))
         elif isinstance(name, str):
             self._default = self.known(name)
+            self._tell_engine()
         return {"default": self._default, "stacks": sorted(self.names())}
 
     def net(self, args: dict[str, Any]) -> Any:

@@ -50,6 +50,9 @@ class Socket:
         """`kind` is SOCK_STREAM, SOCK_DGRAM…, without flags."""
         self.stack, self.family, self.kind, self.protocol = stack, family, kind, protocol
 
+    def entered(self, inode: int) -> None:
+        """It is known from now on, by its inode number."""
+
     def bind(self, req: Request) -> Reply | None:
         """bind(2)."""
         return None

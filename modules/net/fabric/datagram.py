@@ -30,6 +30,7 @@ from .receive import Receiver
 if TYPE_CHECKING:
     import _socket
 
+    from core_accel.fabric import SocketState
     from umvm import Request
 
     from .stack import Fabric
@@ -43,8 +44,16 @@ _NOBODY = (errno.ECONNREFUSED, errno.ENOENT)
 class Datagram(Receiver):
     """A UDP socket."""
 
-    def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
-        super().__init__(stack, family, kind, protocol)
+    def __init__(
+        self,
+        stack: Fabric,
+        family: int,
+        kind: int,
+        protocol: int,
+        state: SocketState | None = None,
+    ) -> None:
+        super().__init__(stack, family, kind, protocol, state)
+        self._shares = False
         self._names: list[str] = []
         self._groups: set[bytes] = set()
         self.name = ""
@@ -75,6 +84,9 @@ class Datagram(Receiver):
             names.append(address.name(self.letter, network.key, other))
         shared = self.reuse or self.reuseport
         self.name = names[0]
+        if self.reuseport:
+            self._shares = True
+            self.stack.home.share(1)
         if shared:
             self.name += f"~{os.fstat(copy.fileno()).st_ino}"
         network.unlink(self.name)
@@ -127,16 +139,14 @@ class Datagram(Receiver):
                 copy.connect(self.stack.sink().path)
             self.peer = to
             if is_any(self.bound.ip):
-                self._shown = Address(source, self.bound.port)
+                self.state.shown = (source, self.bound.port)
         return DONE
-
-    _shown: Address | None = None
-    """What getsockname says once it is connected."""
 
     def getsockname(self, req: Request) -> Reply:
         """getsockname(2)."""
-        shown = (self._shown if self.peer else None) or self.bound or self.any()
-        address.write(req, req.args[1], req.args[2], address.pack(self.family, shown))
+        shown = (self.state.shown if self.peer else None) or self.bound or self.any()
+        packed = address.pack(self.family, Address(*shown))
+        address.write(req, req.args[1], req.args[2], packed)
         return DONE
 
     def _is_many(self, ip: bytes) -> bool:
@@ -326,6 +336,8 @@ class Datagram(Receiver):
 
     def gone(self) -> None:
         """Remove the names."""
+        if self._shares:
+            self.stack.home.share(-1)
         self.stack.ports[self.protocol].release(self)
         for name in self._names:
             self.stack.network.unlink(name)

@@ -25,6 +25,8 @@ from .address import Address
 from .link import PERFECT, Link
 
 if TYPE_CHECKING:
+    from core_accel.fabric import Home
+
     from .network import Network
 
 ROOM = 212992
@@ -58,8 +60,9 @@ class _Queue:
 class Outbox:
     """The datagrams of one host that wait."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, home: Home) -> None:
+        """`home` is told while datagrams wait, as those to come must not overtake them."""
+        self._network, self._home = network, home
         self._queues: dict[str, _Queue] = {}
         self._voices: dict[tuple[str, Address, str], socket.socket] = {}
         self._serial = count(1)
@@ -84,7 +87,10 @@ class Outbox:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     raise
         with self._lock:
-            queue = self._queues.setdefault(name, _Queue())
+            queue = self._queues.get(name)
+            if queue is None:
+                queue = self._queues[name] = _Queue()
+                self._home.wait(1)
             if queue.size + len(data) > ROOM:
                 return Fate.SENT
             queue.waiting.append((duplicate(sender), data))
@@ -153,6 +159,7 @@ class Outbox:
                     queue.size -= len(data) + 512
                     if not queue.waiting:
                         del self._queues[name]
+                        self._home.wait(-1)
                 sender.close()
             if not moved:
                 select.select([], [], [], 0.001)
@@ -169,5 +176,6 @@ class Outbox:
                 for sender, _ in queue.waiting:
                     sender.close()
                 queue.waiting.clear()
+            self._home.wait(-len(self._queues))
             self._queues.clear()
             self._close_voices()

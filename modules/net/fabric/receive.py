@@ -33,6 +33,7 @@ class Receiver(InetSocket):
     def recvfrom(self, req: Request) -> Reply | None:
         """recvfrom(2) with room for an address."""
         flags = signed(req.args[3])
+        self.stack.network.hosts()  # the engine does it while it knows them
 
         def take(copy: _socket.socket) -> Reply:
             size = req.args[2]

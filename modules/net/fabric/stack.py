@@ -9,8 +9,10 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from core_accel.fabric import Home, SocketTable
 from umvm.errors import NotFound, UsageError
 from umvm.interfaces.network import (
     SOCK_FLAGS,
@@ -18,21 +20,23 @@ from umvm.interfaces.network import (
     SOCK_TYPE_MASK,
     Made,
     NetworkStack,
+    Socket,
     refusal,
 )
 
-from . import address, link
+from . import address, link, options
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
 from .forward import Forward, Outward, inward, reset
 from .link import PERFECT, Link, Wire
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
-from .ports import Ports
+from .ports import FIRST_EPHEMERAL, LAST_EPHEMERAL, Ports
 from .sink import Sink
 from .stream import Stream
 
 if TYPE_CHECKING:
+    from core_accel.fabric import SocketState
     from umvm import Request
     from umvm.routes import Route
 
@@ -57,10 +61,18 @@ class Fabric(NetworkStack):
     def __init__(self, vm: Any, network: Network) -> None:
         """The network is left when the stack is closed."""
         self.vm, self.network = vm, network
+        self.table: SocketTable = vm.sockets.use_table(partial(_new_table, vm))
+        self.home = Home(
+            vm.sockets.add_home(self._adopt), network.fd, network.key.encode(),
+            network.ident.hex().encode(), random.randrange(FIRST_EPHEMERAL, LAST_EPHEMERAL),
+        )  # fmt: skip
+        network.seen, network.changed = self._tell_hosts, self._tell_own
         self.ports = {
-            protocol: Ports(vm.sockets.sweep) for each in PROTOCOLS.values() for protocol in each
+            protocol: Ports(vm.sockets.sweep, self.home, protocol)
+            for each in PROTOCOLS.values()
+            for protocol in each
         }
-        self.outbox = Outbox(network)
+        self.outbox = Outbox(network, self.home)
         self._sink: Sink | None = None
         self._links: Links | None = None
         self._lock = threading.Lock()
@@ -68,7 +80,40 @@ class Fabric(NetworkStack):
         self._closed = False
         self.wires: deque[Wire] = deque(maxlen=4096)
         self._helpers: list[Any] = [self.outbox]
+        self._tell_own()
         self._start_name_server()
+
+    def _adopt(self, state: SocketState) -> Socket:
+        """The object for a socket that the engine made."""
+        return TYPES[state.kind](self, state.family, state.kind, state.protocol, state)
+
+    def make_first(self, first: bool) -> None:
+        """Is this the stack of all processes? The engine then makes the sockets."""
+        if first:
+            self.table.set_first(self.home)
+        elif self._first:
+            self.table.set_first(None)
+        self._first = first
+
+    _first = False
+
+    def _tell_own(self) -> None:
+        """Tell the engine of our host."""
+        own = self.network.host
+        self.home.set_own(own.ips)
+        plain = not own.down and not own.settings and self._links is None
+        self.home.set_state(not self._closed, plain, False)
+
+    def _tell_hosts(self, stamp: int, hosts: dict[str, Host]) -> None:
+        """Tell the engine of the others."""
+        self.home.set_neighbours(
+            stamp,
+            [
+                (ip, host.key.encode(), not host.down and not host.settings)
+                for host in hosts.values()
+                for ip in host.ips
+            ],
+        )
 
     def _start_name_server(self) -> None:
         from .names import NameServer
@@ -116,6 +161,7 @@ class Fabric(NetworkStack):
                 from .links import Links
 
                 self._links = Links(self)
+                self._tell_own()
                 self._helpers.append(self._links)
             return self._links
 
@@ -141,6 +187,8 @@ class Fabric(NetworkStack):
     def close(self) -> None:
         """Leave the network."""
         self._closed = True
+        self.make_first(False)
+        self._tell_own()
         for wire in self.wires:
             wire.cut()
         for helper in [*self._forwards, *self._helpers]:
@@ -331,19 +379,27 @@ class Fabric(NetworkStack):
         raise NotFound(f"there is no forward of {spec}")
 
 
-def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
+def _new_table(vm: Any, limit: int) -> SocketTable:
+    """The table of a VM's sockets, that its engine looks at."""
+    table = SocketTable(limit)
+    table.set_options(options.TABLE)
+    vm.engine.set_socket_table(table)
+    return table
+
+
+def make(vm: Any, argument: str, given: dict[str, str]) -> Fabric:
     """Join a network. UsageError: an option."""
-    unknown = set(options) - {"ip", "name"}
+    unknown = set(given) - {"ip", "name"}
     if unknown:
         raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are ip, name)")
     try:
-        ips = [address.packed(each) for each in options.get("ip", "").split(",") if each]
+        ips = [address.packed(each) for each in given.get("ip", "").split(",") if each]
     except ValueError as error:
         raise UsageError(f"fabric: {error}") from None
     for ip in ips:
         if is_loopback(ip) or address.is_any(ip) or address.is_multicast(ip) or ip[0] in (0, 255):
             raise UsageError(f"fabric: a host can't have the address {text(ip)}")
-    name = options.get("name") or vm.name
+    name = given.get("name") or vm.name
     network = Network(argument or vm.name, vm.name, name, ips)
     vm.init.clean_up(network.leftovers())
     return Fabric(vm, network)
