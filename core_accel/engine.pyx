@@ -359,7 +359,10 @@ cdef class Engine:
                     if r == 1:
                         continue
                     kind = self.kinds[q.data.nr]
-                    if self.socks is not NULL and umvm_fabric(self.socks, &self.router, &held, &q, &v):
+                    own = 0
+                    if self.socks is not NULL:
+                        own = umvm_fabric(self.socks, &self.router, &held, &q, &v)
+                    if own == 1:
                         self.router.passed += 1
                         umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
                         if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
@@ -367,7 +370,7 @@ cdef class Engine:
                         umvm_conclude(fd, q.id, &v)
                         v.kind = LATER
                         continue
-                    if r == 2:
+                    if r == 2 or own == 2:
                         kind.hooked = 0
                     if umvm_route(&self.router, &kind, &q, &path):
                         if self.owned[q.data.nr] or not umvm_serve(&self.router, &kind, &q, &path, &v):

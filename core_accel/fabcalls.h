@@ -467,9 +467,14 @@ static int umvm_fab_recvfrom(struct umvm_fabcall *c)
         ssize_t n = recvmsg(c->fd, &m, (flags & MSG_PEEK) | MSG_DONTWAIT);
         if (n >= 0) {
             uint64_t took = (uint64_t)n < a[2] ? (uint64_t)n : a[2];
-            int known = umvm_fab_sender(&un, m.msg_namelen, key, &from);
+            int named = m.msg_namelen > offsetof(struct sockaddr_un, sun_path);
+            int known = named && umvm_fab_sender(&un, m.msg_namelen, key, &from);
             if (known)
                 umvm_fab_seen(c->s, key, &from);
+            else if (named && c->s->peer.size) { /* by the sink: from the one that it is connected to */
+                from = c->s->peer;
+                known = 1;
+            }
             if ((took && umvm_copy(c->q->pid, data, a[1], took, 1) != (long)took) ||
                 umvm_fab_write(c, known ? &from : NULL, a[4], a[5], room) < 0)
                 return umvm_fab_error(c, EFAULT);
@@ -513,8 +518,8 @@ static int umvm_fab_sendto(struct umvm_fabcall *c)
         return 0;
     for (int any = 0; any < 2; any++) {
         socklen_t size = umvm_fab_place(h, key, 'u', &to, any, &un);
-        if (sendto(c->fd, data, a[2], MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&un, size) >= 0 || errno == EPERM)
-            return umvm_fab_value(c, (int64_t)a[2]); /* EPERM: it receives from another one only */
+        if (sendto(c->fd, data, a[2], MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&un, size) >= 0)
+            return umvm_fab_value(c, (int64_t)a[2]);
         if (errno != ENOENT && errno != ECONNREFUSED)
             return 0;
     }
@@ -656,7 +661,7 @@ static int umvm_fab_known(struct umvm_fabcall *c)
     return 0;
 }
 
-/* 1: *v is the answer; 0: it is for others to decide. */
+/* 1: *v is the answer; 0: it is for others to decide; 2: so it is, but no network stack wants to see it. */
 static int umvm_fabric(struct umvm_socks *all, struct umvm_router *router, struct umvm_held_pids *held,
                        const struct seccomp_notif *q, struct umvm_verdict *v)
 {
@@ -666,8 +671,13 @@ static int umvm_fabric(struct umvm_socks *all, struct umvm_router *router, struc
         return 0;
     if (q->data.nr == SYS_socket)
         return umvm_fab_socket(&c);
-    if (!all->count || (q->data.nr == SYS_ioctl && !umvm_route_socket(router, q->pid, (int)q->data.args[0])))
-        return 0; /* the close of a copy may mean something to a file */
+    if (q->data.nr == SYS_ioctl) {
+        /* the close of a copy may mean something to a file, so it is looked first */
+        if (!all->count || !umvm_route_socket(router, q->pid, (int)q->data.args[0]))
+            return ((uint32_t)q->data.args[1] & ~0xffu) == 0x8900 ? 0 : 2; /* SIOC…: questions about interfaces */
+    }
+    if (!all->count)
+        return 0;
     c.fd = umvm_held_getfd(held, q->pid, (int)q->data.args[0]);
     if (c.fd < 0)
         return 0;

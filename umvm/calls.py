@@ -186,12 +186,12 @@ class Calls:
 
 
 def _of_nobody_else(hooks: Mapping[str, Sequence[Hook]]) -> set[int]:
-    """The calls on sockets that the engine may answer for the network stacks: no hook is first."""
-    makers = hooks.get("socket", ())
-    free = SOCKETS - {call for name in hooks for call in expand((name,))}
-    if len(makers) == 1 and getattr(makers[0], "makes_sockets", False):
-        free |= {"socket"}
-    return set(map(table.nr, free))
+    """The calls on sockets that the engine may answer: only network stacks have hooks on them."""
+    foreign = {
+        name for name, found in hooks.items() if not all(getattr(h, "of_stack", 0) for h in found)
+    }
+    made = {"socket"} if "socket" in hooks else set()
+    return {table.nr(call) for call in (SOCKETS | made) - foreign}
 
 
 def _identity_calls() -> Mapping[str, Handler]:

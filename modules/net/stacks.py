@@ -106,7 +106,7 @@ class Stacks:
             self._vm.sockets.add(made.fd, made.socket)
         return Reply.fd(made.fd, bool(kind & SOCK_FLAGS & socket.SOCK_CLOEXEC))
 
-    socket.makes_sockets = True  # type: ignore[attr-defined]
+    socket.of_stack = True  # type: ignore[attr-defined]  # the engine may answer in its place
 
     def _tell_engine(self) -> None:
         """Let the engine itself make the sockets of a first stack that all processes use."""
@@ -203,8 +203,11 @@ class Stacks:
     def net(self, args: dict[str, Any]) -> Any:
         """`umvm net`: `op` and its arguments go to the stack that is on `network`, or is on one."""
         name, operation = args.pop("network", None), str(args.pop("op", ""))
+        key = args.pop("host", None)
         for stack in [self._stacks.get(self._default), *self._stacks.values()]:
             method = getattr(stack, f"net_{operation}", None)
+            if key not in (None, getattr(stack, "host_key", None)):
+                continue
             if method is not None and name in (None, getattr(stack, "network_name", None)):
                 return method(**args)
         what = f"the network {name}" if name else "a virtual network"

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core_accel.fabric import Home, SocketTable
-from umvm.errors import NotFound, UsageError
+from umvm.errors import UsageError
 from umvm.interfaces.network import (
     SOCK_FLAGS,
     SOCK_MAX,
@@ -24,11 +24,13 @@ from umvm.interfaces.network import (
     refusal,
 )
 
-from . import address, link, options
+from . import address, gateway, link, options
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
-from .forward import Forward, Outward, inward, reset
+from .forward import Forward
+from .gateway import Gateway
 from .link import PERFECT, Link, Wire
+from .managed import Managed
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
 from .ports import FIRST_EPHEMERAL, LAST_EPHEMERAL, Ports
@@ -55,7 +57,7 @@ TYPES: dict[int, type[Stream | Datagram]] = {
 NAME_SERVER = bytes([127, 0, 0, 53])
 
 
-class Fabric(NetworkStack):
+class Fabric(Managed, NetworkStack):
     """A host on a network."""
 
     def __init__(self, vm: Any, network: Network) -> None:
@@ -83,6 +85,21 @@ class Fabric(NetworkStack):
         self._tell_own()
         self._start_name_server()
 
+    def open_gateway(self, options: dict[str, str]) -> None:
+        """Let a way lead out of the network, if the options say so. UsageError."""
+        self.gateway = gateway.make(self, options)
+        if self.gateway is not None:
+            self._helpers.append(self.gateway)
+
+    gateway: Gateway | None = None
+
+    def net_log(self) -> list[dict[str, Any]]:
+        """What rules about the outside denied."""
+        return self.gateway.denied() if self.gateway is not None else []
+
+    def _own(self) -> Fabric:
+        return self
+
     def _adopt(self, state: SocketState) -> Socket:
         """The object for a socket that the engine made."""
         return TYPES[state.kind](self, state.family, state.kind, state.protocol, state)
@@ -101,8 +118,9 @@ class Fabric(NetworkStack):
         """Tell the engine of our host."""
         own = self.network.host
         self.home.set_own(own.ips)
-        plain = not own.down and not own.settings and self._links is None
-        self.home.set_state(not self._closed, plain, False)
+        seen = self.capture is not None
+        plain = not (own.down or own.settings or seen) and self._links is None
+        self.home.set_state(not self._closed, plain, seen)
 
     def _tell_hosts(self, stamp: int, hosts: dict[str, Host]) -> None:
         """Tell the engine of the others."""
@@ -214,16 +232,28 @@ class Fabric(NetworkStack):
             return own, address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
         if ip in own.ips:
             return own, ip
+        source = self.source(ip)
+        owner = self.network.owner(ip)
+        if owner is not None and not owner.down and not self._parted(owner):
+            return owner, source
+        near = 3 if len(ip) == 4 else 8
+        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+
+    def source(self, ip: bytes) -> bytes:
+        """The address of ours to reach another host from. **Errors** ENETUNREACH; as routes say."""
+        own = self.network.host
+        if self._closed:
+            raise fail(errno.ENETDOWN)
+        if is_loopback(ip):
+            return address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
+        if ip in own.ips:
+            return ip
         source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
         if self._links is not None:
             source = self._links.route(ip)
         if source is None or own.down:
             raise fail(errno.ENETUNREACH)
-        owner = self.network.owner(ip)
-        if owner is not None and not owner.down:
-            return owner, source
-        near = 3 if len(ip) == 4 else 8
-        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+        return source
 
     def listener(self, to: Address) -> str | None:
         """The name of a listener of this host's that is known to be at an address."""
@@ -283,9 +313,27 @@ class Fabric(NetworkStack):
     def link_to(self, host: Host) -> Link:
         """How the way to a host is."""
         own = self.network.host
+        way = PERFECT if self.capture is None else PERFECT._replace(seen=True)
         if host.key == own.key or not (host.settings or own.settings):
-            return PERFECT
-        return link.of(own.settings).with_other(link.of(host.settings))
+            return way
+        for settings in (own.settings, host.settings, *self._between(host)):
+            way = way.with_other(link.of(settings))
+        return way
+
+    def _between(self, host: Host) -> list[dict[str, Any]]:
+        """Settings for the way between our host and another one alone."""
+        own = self.network.host
+        pairs = ((own, host), (host, own))
+        return [one.settings.get("to", {}).get(other.key, {}) for one, other in pairs]
+
+    def _parted(self, host: Host) -> bool:
+        """Is the way to this host cut?"""
+        return any(settings.get("down") for settings in self._between(host))
+
+    def is_joined(self, key: str) -> bool:
+        """Can the host with this key be reached at all?"""
+        host = self.network.hosts().get(key)
+        return host is not None and not host.down and not self._parted(host)
 
     # --- datagrams -------------------------------------------------------------------------------
 
@@ -329,55 +377,6 @@ class Fabric(NetworkStack):
         ips = host.ips if host is not None else ()
         return next((ip for ip in ips if len(ip) == size), ANY4)
 
-    # --- what `umvm net` asks --------------------------------------------------------------------
-
-    @property
-    def network_name(self) -> str:
-        """The network that this host is on."""
-        return self.network.name
-
-    def net_show(self) -> dict[str, Any]:
-        """The network of this stack."""
-        return {"name": self.network.name, "host": self.network.host.names[0]}
-
-    def net_link(self, down: bool | None = None, **settings: float) -> dict[str, Any]:
-        """Take the host from the network, or put it back; change its link. What it is now."""
-        host = self.network.host
-        changed = {**host.settings, **settings}
-        self.network.update(
-            down=host.down if down is None else bool(down),
-            settings={key: value for key, value in changed.items() if value},
-        )
-        if down is not None and self._links is not None:
-            self._links.carrier(not down)
-        if down:
-            self._reset()
-            for wire in self.wires:
-                wire.cut()
-        return {"down": self.network.host.down, **self.network.host.settings}
-
-    def _reset(self) -> None:
-        """End the connections with other hosts."""
-        for pid in self.vm.guest_pids():
-            reset(self, pid)
-
-    def net_forward(
-        self, spec: str | None = None, delete: bool = False, out: bool = False
-    ) -> list[dict[str, str]]:
-        """Add or end a forward; those that there are, or the new one."""
-        if spec is None:
-            return [forward.describe() for forward in self._forwards]
-        if not delete:
-            new = Outward(self, spec) if out else inward(self, spec)
-            self._forwards.append(new)
-            return [new.describe()]
-        for forward in self._forwards:
-            if forward.listen == spec or forward.listen == f"127.0.0.1:{spec}":
-                self._forwards.remove(forward)
-                forward.close()
-                return []
-        raise NotFound(f"there is no forward of {spec}")
-
 
 def _new_table(vm: Any, limit: int) -> SocketTable:
     """The table of a VM's sockets, that its engine looks at."""
@@ -389,9 +388,10 @@ def _new_table(vm: Any, limit: int) -> SocketTable:
 
 def make(vm: Any, argument: str, given: dict[str, str]) -> Fabric:
     """Join a network. UsageError: an option."""
-    unknown = set(given) - {"ip", "name"}
+    known = ("ip", "name", "gateway", *gateway.OPTIONS)
+    unknown = set(given) - set(known)
     if unknown:
-        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are ip, name)")
+        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are {', '.join(known)})")
     try:
         ips = [address.packed(each) for each in given.get("ip", "").split(",") if each]
     except ValueError as error:
@@ -402,4 +402,10 @@ def make(vm: Any, argument: str, given: dict[str, str]) -> Fabric:
     name = given.get("name") or vm.name
     network = Network(argument or vm.name, vm.name, name, ips)
     vm.init.clean_up(network.leftovers())
-    return Fabric(vm, network)
+    stack = Fabric(vm, network)
+    try:
+        stack.open_gateway(given)
+    except BaseException:
+        stack.close()
+        raise
+    return stack

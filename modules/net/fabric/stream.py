@@ -196,6 +196,9 @@ class Stream(InetSocket):
                 to = Address(address.LOOPBACK4 if len(to.ip) == 4 else address.LOOPBACK6, to.port)
             if len(to.ip) == 4 and self.family == socket.AF_INET6 and self.v6only:
                 raise fail(errno.ENETUNREACH)
+            gateway = self.stack.gateway
+            if gateway is not None and gateway.leads_to(to.ip):
+                return gateway.connect(req, self, to, self.stack.source(to.ip))
             host, source = self.stack.route(to.ip)
             if self.bound is not None and not is_any(self.bound.ip):
                 source = self.bound.ip
@@ -262,8 +265,33 @@ class Stream(InetSocket):
         call = address.parse_call(far.getsockname(), network.ident)
         assert call is not None
         self._called, self.bound = to, call.client
-        self.stack.wires.append(Wire(link, near, far))
+        seen = self.stack.conversation(call.client, to) if link.seen else None
+        self.stack.wires.append(Wire(link, near, far, seen))
         return True
+
+    def kept_copy(self, req: Request) -> _socket.socket:
+        """The guest's socket, for an answer that comes later."""
+        with self.copy(req) as copy:
+            return duplicate(copy)
+
+    def join(
+        self,
+        copy: _socket.socket,
+        source: bytes,
+        to: Address,
+        ready: dict[Tuple, socket.socket],
+        real: socket.socket,
+        place: str,
+    ) -> None:
+        """Connect to the gateway's socket at `place`, which finds `real` in `ready`."""
+        if self.peer is not None:
+            raise fail(errno.EISCONN)
+        self._name(copy, source, to)
+        assert self.bound is not None
+        ready[Tuple(Address(source, self.bound.port), to)] = real
+        copy.connect(self.stack.network.place(place))
+        self.peer = to
+        self._tell(copy)
 
     def _tell(self, copy: _socket.socket) -> None:
         """Let one that doesn't block believe that it took some time, as it does with TCP.
