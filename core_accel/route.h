@@ -242,9 +242,15 @@ static int umvm_last_named(const struct umvm_router *r, const char *path, size_t
 {
     const char *slash = memrchr(path, '/', n), *last = slash ? slash + 1 : path;
     n -= (size_t)(last - path);
-    for (int i = 0; i < r->names; i++)
-        if (strlen(r->name[i]) == n && !memcmp(r->name[i], last, n))
+    for (int i = 0; i < r->names; i++) {
+        size_t size = strlen(r->name[i]);
+        if (size && r->name[i][size - 1] == '/') { /* all files of directories of this name */
+            if ((size_t)(last - path) >= size && !memcmp(last - size, r->name[i], size) &&
+                (last - path == (long)size || last[-1 - (long)size] == '/'))
+                return 1;
+        } else if (size == n && !memcmp(r->name[i], last, n))
             return 1;
+    }
     return 0;
 }
 

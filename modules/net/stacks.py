@@ -110,6 +110,8 @@ class Stacks:
 
     def _tell_engine(self) -> None:
         """Let the engine itself make the sockets of a first stack that all processes use."""
+        shows = [s for s in self._stacks.values() if type(s).proc_net is not NetworkStack.proc_net]
+        self._vm.show_net_in_proc(self.proc_net if shows else None)
         for stack in self._stacks.values():
             tell = getattr(stack, "make_first", None)
             if tell is not None:
@@ -133,6 +135,8 @@ class Stacks:
         if getattr(stack, "rules", None) is not None:
             stack.close()
             raise UsageError("rules are for a whole VM: give them with umvm run --net")
+        if type(stack).proc_net is not NetworkStack.proc_net:
+            self._vm.show_net_in_proc(self.proc_net)
         return StackFile(self, stack, owned=True)
 
     def uses(self, stack: NetworkStack) -> int:
@@ -160,6 +164,7 @@ class Stacks:
         for stack in set(self._stacks.values()):
             stack.close()
         self._vm.abstract = None
+        self._vm.show_net_in_proc(None)
         self._stacks.clear()
 
     # --- what commands ask -----------------------------------------------------------------------
@@ -214,6 +219,10 @@ class Stacks:
         raise NotFound(f"the VM isn't on {what}")
 
     # --- /etc ------------------------------------------------------------------------------------
+
+    def proc_net(self, pid: int, name: str) -> bytes | None:
+        """A file of /proc/PID/net, as the stack that the process uses for IPv4 has it."""
+        return self.of(pid, socket.AF_INET).proc_net(name)
 
     def _mount_files(self) -> None:
         """Names: /etc/hosts and /etc/resolv.conf, where the default stack has some of its own."""

@@ -105,6 +105,11 @@ class Sockets:
         """The same for a descriptor of ours."""
         return self._get(os.fstat(fd).st_ino)
 
+    def known(self, inode: int) -> bool:
+        """Does a stack answer for the socket with this inode?"""
+        made = self._table is not None and self._table.find(inode) is not None
+        return made or inode in self._by_inode
+
     def used_by(self, stack: NetworkStack) -> int:
         """The number of open sockets of a stack."""
         return len(self.of_stack(stack))

@@ -158,5 +158,9 @@ class NetworkStack:
         """Their /etc/resolv.conf; None: the host's."""
         return None
 
+    def proc_net(self, name: str) -> bytes | None:
+        """The text of a file of /proc/net; None: it is as the host's."""
+        return None
+
     def close(self) -> None:
         """The stack is unloaded; it has no open sockets, or the VM ends."""

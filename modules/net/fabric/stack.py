@@ -119,7 +119,7 @@ class Fabric(Managed, NetworkStack):
         own = self.network.host
         self.home.set_own(own.ips)
         seen = self.capture is not None
-        plain = not (own.down or own.settings or seen) and self._links is None
+        plain = not (own.down or own.settings or seen) and not self._changed_links()
         self.home.set_state(not self._closed, plain, seen)
 
     def _tell_hosts(self, stamp: int, hosts: dict[str, Host]) -> None:
@@ -182,6 +182,20 @@ class Fabric(Managed, NetworkStack):
                 self._tell_own()
                 self._helpers.append(self._links)
             return self._links
+
+    def proc_net(self, name: str) -> bytes | None:
+        """A file of /proc/net."""
+        from .procnet import ProcNet
+
+        return ProcNet(self).text(name)
+
+    def _changed_links(self) -> bool:
+        """Do routes or addresses count that guests have made?"""
+        return self._links is not None and self._links.changed
+
+    def links_changed(self) -> None:
+        """A guest has changed a route or an address."""
+        self._tell_own()
 
     def describe(self) -> str:
         """The network and the host's addresses."""
