@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 
@@ -60,9 +61,11 @@ def test_sockets(runner: Runner, engine: str) -> None:
 
 def test_programs_agree(umvm_run: Run) -> None:
     """What reads /proc/net and what asks by netlink."""
-    if not shutil.which("netstat") or not shutil.which("ip"):
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    if not all(shutil.which(tool, path=path) for tool in ("netstat", "ifconfig", "ip")):
         pytest.skip("net-tools or iproute2 is not installed")
     body = """
+    PATH=$PATH:/usr/sbin:/sbin
     ip addr add 10.0.0.77/24 dev eth0; ip route add 10.9.0.0/16 via 10.0.0.9; ip route del default
     netstat -rn | awk 'NR > 2 { print $1, $2, $3, $8 }' | sort; ifconfig | grep -c 'inet6 fd75'
     grep -c eth0 /proc/net/if_inet6; cat /proc/net/dev | grep -c :
