@@ -88,8 +88,7 @@ static int umvm_route_set_view(struct umvm_router *r, const char *const *points,
     free(lens);
     t->older = r->table;
     __atomic_store_n(&r->table, t, __ATOMIC_SEQ_CST);
-    r->mounts = served;
-    r->redirected = r->read_only = 0;
+    r->mounts = served, r->redirected = r->read_only = 0;
     if (__atomic_load_n(&r->readers, __ATOMIC_SEQ_CST) == 0)
         while (t->older) { /* who starts to read now finds the new one */
             struct umvm_table *old = t->older;
@@ -214,8 +213,7 @@ static size_t umvm_digits(const char *s, size_t n)
 static int umvm_proc_ours(const char *p, size_t n)
 {
     static const char *const top[] = {"mounts", "thread-self", "filesystems", 0};
-    static const char *const links[] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats",
-                                        "maps", "smaps", "numa_maps", 0};
+    static const char *const links[] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps", "numa_maps", 0};
     static const char *const dirs[] = {"fd", "fdinfo", "map_files", 0}; /* what is in them */
     const char *slash = memchr(p, '/', n);
     size_t m = slash ? (size_t)(slash - p) : n;
@@ -245,8 +243,7 @@ static int umvm_last_named(const struct umvm_router *r, const char *path, size_t
     for (int i = 0; i < r->names; i++) {
         size_t size = strlen(r->name[i]);
         if (size && r->name[i][size - 1] == '/') { /* all files of directories of this name */
-            if ((size_t)(last - path) >= size && !memcmp(last - size, r->name[i], size) &&
-                (last - path == (long)size || last[-1 - (long)size] == '/'))
+            if ((size_t)(last - path) > size && !memcmp(last - size, r->name[i], size) && last[-1 - (long)size] == '/')
                 return 1;
         } else if (size == n && !memcmp(r->name[i], last, n))
             return 1;

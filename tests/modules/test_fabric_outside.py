@@ -155,11 +155,14 @@ def outside() -> Iterator[tuple[str, int]]:
         def answer() -> None:
             while True:
                 data, sender = datagrams.recvfrom(100)
+                if not data:
+                    return
                 datagrams.sendto(data + b"!", sender)
 
         for work in (serve, answer):
             threading.Thread(target=work, daemon=True).start()
         yield server.getsockname()
+        datagrams.sendto(b"", datagrams.getsockname())  # ends its thread
 
 
 OUT = """
