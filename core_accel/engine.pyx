@@ -10,6 +10,7 @@ from libc.stdint cimport int8_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from core_accel.fabric cimport SocketTable, umvm_socks
 from core_accel.owners cimport Owners, umvm_owners
 from core_accel.pathwalk cimport View, seen_dirs, umvm_view
 from core_accel.request cimport (
@@ -83,6 +84,13 @@ cdef extern from "serve.h":
     void umvm_route_forget() nogil
     void umvm_route_share(void *seen) nogil
 
+cdef extern from "fabcalls.h":
+    struct umvm_held_pids:
+        int *tid
+    int umvm_fabric(umvm_socks *, umvm_router *, umvm_held_pids *, const seccomp_notif *,
+                    umvm_verdict *) nogil
+    void umvm_held_close(umvm_held_pids *) nogil
+
 cdef extern from "ownercalls.h":
     int UMVM_PASS, UMVM_TO_PYTHON, UMVM_DONE_HERE
     int umvm_owned(umvm_owners *, const seccomp_notif *, umvm_path *, int64_t *value,
@@ -107,6 +115,7 @@ cdef class Engine:
     cdef umvm_call_kind kinds[MAX_NR]
     cdef uint8_t owned[MAX_NR]
     cdef umvm_owners *table
+    cdef umvm_socks *socks
     cdef object handler
     cdef object on_gone
     cdef object on_expected
@@ -226,6 +235,11 @@ cdef class Engine:
         """It is gone. One caller at a time."""
         umvm_route_count_socket(&self.router, inode, -1)
 
+    def set_socket_table(self, SocketTable table not None):
+        """The sockets of virtual networks, whose usual calls are answered here."""
+        self.kept.append(table)
+        self.socks = table.socks
+
     def set_hooks(self, numbers):
         """The calls that are always handed to the handler."""
         cdef int nr
@@ -318,8 +332,10 @@ cdef class Engine:
         cdef seccomp_notif q
         cdef umvm_path path
         cdef umvm_verdict v
+        cdef umvm_held_pids held
         cdef int r, failed, own, error = 0
         cdef int64_t value = 0
+        memset(&held, 0, sizeof(held))
         q.id = 0
         v.kind = LATER
         cdef umvm_call_kind kind
@@ -343,7 +359,18 @@ cdef class Engine:
                     if r == 1:
                         continue
                     kind = self.kinds[q.data.nr]
-                    if r == 2:
+                    own = 0
+                    if self.socks is not NULL:
+                        own = umvm_fabric(self.socks, &self.router, &held, &q, &v)
+                    if own == 1:
+                        self.router.passed += 1
+                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
+                        if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
+                            v.kind, v.number = ERROR, UMVM_GO
+                        umvm_conclude(fd, q.id, &v)
+                        v.kind = LATER
+                        continue
+                    if r == 2 or own == 2:
                         kind.hooked = 0
                     if umvm_route(&self.router, &kind, &q, &path):
                         if self.owned[q.data.nr] or not umvm_serve(&self.router, &kind, &q, &path, &v):
@@ -364,6 +391,7 @@ cdef class Engine:
             if failed < 0:
                 log.debug("an answer failed: errno %d", -failed)
             if r < 0:
+                umvm_held_close(&held)
                 with self.lock:
                     self.workers -= 1
                     self.holders[fd] -= 1

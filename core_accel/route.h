@@ -87,8 +87,7 @@ static int umvm_route_set_view(struct umvm_router *r, const char *const *points,
     free(lens);
     t->older = r->table;
     __atomic_store_n(&r->table, t, __ATOMIC_SEQ_CST);
-    r->mounts = served;
-    r->redirected = r->read_only = 0;
+    r->mounts = served, r->redirected = r->read_only = 0;
     if (__atomic_load_n(&r->readers, __ATOMIC_SEQ_CST) == 0)
         while (t->older) { /* who starts to read now finds the new one */
             struct umvm_table *old = t->older;
@@ -213,8 +212,7 @@ static size_t umvm_digits(const char *s, size_t n)
 static int umvm_proc_ours(const char *p, size_t n)
 {
     static const char *const top[] = {"mounts", "thread-self", "filesystems", 0};
-    static const char *const links[] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats",
-                                        "maps", "smaps", "numa_maps", 0};
+    static const char *const links[] = {"cwd", "root", "exe", "mounts", "mountinfo", "mountstats", "maps", "smaps", "numa_maps", 0};
     static const char *const dirs[] = {"fd", "fdinfo", "map_files", 0}; /* what is in them */
     const char *slash = memchr(p, '/', n);
     size_t m = slash ? (size_t)(slash - p) : n;
@@ -241,9 +239,14 @@ static int umvm_last_named(const struct umvm_router *r, const char *path, size_t
 {
     const char *slash = memrchr(path, '/', n), *last = slash ? slash + 1 : path;
     n -= (size_t)(last - path);
-    for (int i = 0; i < r->names; i++)
-        if (strlen(r->name[i]) == n && !memcmp(r->name[i], last, n))
+    for (int i = 0; i < r->names; i++) {
+        size_t size = strlen(r->name[i]);
+        if (size && r->name[i][size - 1] == '/') { /* all files of directories of this name */
+            if ((size_t)(last - path) > size && !memcmp(last - size, r->name[i], size) && last[-1 - (long)size] == '/')
+                return 1;
+        } else if (size == n && !memcmp(r->name[i], last, n))
             return 1;
+    }
     return 0;
 }
 
@@ -322,11 +325,11 @@ static int umvm_route_socket(const struct umvm_router *r, int tid, int fd)
     return r->socket_inodes[strtoul(link + 8, 0, 10) % UMVM_INODES] != 0;
 }
 
-/* Counts a socket in (1) or out (-1). One caller at a time. */
+/* Counts a socket in (1) or out (-1). */
 static void umvm_route_count_socket(struct umvm_router *r, uint64_t inode, int by)
 {
-    r->socket_inodes[inode % UMVM_INODES] += by;
-    r->sockets += by;
+    __atomic_add_fetch(&r->socket_inodes[inode % UMVM_INODES], by, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&r->sockets, by, __ATOMIC_RELAXED);
 }
 
 /* Calls that leave what a path leads to as it is. */

@@ -87,6 +87,7 @@ class Calls:
             self._vm.engine.set_owners(self._vm.owners.table if owned else None, owned)
             self._asked = table.trapped_numbers() if watching else set(numbers) - owned
             self._clones = {number for number in clones if len(numbers[number]) == 1}
+            self._vm.sockets.set_calls(() if watching else _of_nobody_else(hooks))
             self.watch_clones(watching)
 
     def watch_clones(self, on: bool) -> None:
@@ -182,6 +183,15 @@ class Calls:
         self._logged.add(key)
         call = table.BY_NR[req.nr].name
         log.error("hook %r failed, %s of process %d gets EIO", hook, call, req.tid, exc_info=error)
+
+
+def _of_nobody_else(hooks: Mapping[str, Sequence[Hook]]) -> set[int]:
+    """The calls on sockets that the engine may answer: only network stacks have hooks on them."""
+    foreign = {
+        name for name, found in hooks.items() if not all(getattr(h, "of_stack", 0) for h in found)
+    }
+    made = {"socket"} if "socket" in hooks else set()
+    return {table.nr(call) for call in (SOCKETS | made) - foreign}
 
 
 def _identity_calls() -> Mapping[str, Handler]:

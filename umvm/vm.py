@@ -160,8 +160,15 @@ class VirtualMachine:
             self.proc.texts[path] = text
         self._commit_proc_names()
 
+    def show_net_in_proc(self, answer: Callable[[int, str], bytes | None] | None) -> None:
+        """`answer(PID, NAME)` makes the text of a file in /proc/PID/net; None: as the kernel's."""
+        self.proc.net = answer
+        self._commit_proc_names()
+
     def _commit_proc_names(self) -> None:
         names = {os.path.basename(path) for path in self.proc.texts}
+        if self.proc.net is not None:
+            names.add(b"net/")
         self.engine.set_proc_names(names.union(procidentity.NAMES if self.identity else ()))
 
     def credentials_changed(self) -> None:
@@ -447,6 +454,7 @@ class VirtualMachine:
     def shutdown(self) -> None:
         """End all guests: each is killed now, or with the next call it makes."""
         self.closing = True
+        self.sockets.set_calls(())
         self.engine.set_hooks(table.trapped_numbers())
         self._kill_all()
 

@@ -59,7 +59,7 @@ static int proc_ours(const char *p, uint32_t n)
             if (text_is(p + from, i - from, words[k]))
                 return 1;
         if (i < n && (text_is(p + from, i - from, "fd") || text_is(p + from, i - from, "fdinfo") ||
-                      text_is(p + from, i - from, "map_files")))
+                      text_is(p + from, i - from, "map_files") || text_is(p + from, i - from, "net")))
             return 1;
         i++;
     }

@@ -35,6 +35,7 @@ def route(vm: Any, stack: NetworkStack, answer: Callable[[Request], Reply | None
         fd = signed(req.args[0])
         return answer(req) if vm.sockets.of(req.tid, fd) is None and _is_unix(req, fd) else None
 
+    ioctl.of_stack = True  # type: ignore[attr-defined]  # not asked about sockets of a stack
     return SyscallClass(("ioctl",), ioctl)
 
 

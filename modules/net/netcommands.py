@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from umvm.control import client
 from umvm.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from .fabric.network import Host
 
 
 @click.group()
@@ -62,6 +65,7 @@ def show(name: str, as_json: bool) -> None:
 
 @net.command()
 @click.argument("host")
+@click.argument("other", required=False)
 @_network
 @click.option("--down", is_flag=True, help="Unreachable, and connections are reset.")
 @click.option("--up", is_flag=True, help="Reachable again.")
@@ -71,11 +75,18 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--drop", metavar="5%", help="The share of datagrams that are lost.")
 @click.option("--clear", is_flag=True, help="No latency, no limit, no losses.")
 def link(
-    host: str, network: str | None, down: bool, up: bool, clear: bool, **given: str | None
+    host: str,
+    other: str | None,
+    network: str | None,
+    down: bool,
+    up: bool,
+    clear: bool,
+    **given: str | None,
 ) -> None:
     """Change how a HOST (name or address) is connected to its network, or show it.
 
-    Streams that exist keep the latency and bandwidth that they have.
+    With OTHER, only the way between the two hosts is meant. Streams that exist keep the latency
+    and bandwidth that they have.
     """
     from .fabric.link import KINDS, parse
 
@@ -83,13 +94,18 @@ def link(
         raise UsageError("--down and --up exclude each other")
     settings = dict.fromkeys(KINDS, 0.0) if clear else {}
     settings |= {name: parse(name, text) for name, text in given.items() if text is not None}
-    vm, name = _owner(host, network)
+    name, found = _find(host, network)
     args: dict[str, Any] = {"op": "link", "network": name, **settings}
+    if other is not None:  # what there is of a pair is kept by one of the two
+        found, second = sorted((found, _find(other, name)[1]), key=lambda each: each.key)
+        if found.key == second.key:
+            raise UsageError("a host and itself have no link")
+        args["other"] = second.key
     if down or up:
         args["down"] = down
-    now = client.call(client.find_vm(vm), "net", args)
+    now = client.call(client.find_vm(found.vm), "net", {**args, "host": found.key})
     if not (settings or down or up):
-        state = "down" if now.pop("down") else "up"
+        state = "down" if now.pop("down", False) else "up"
         click.echo(" ".join([state, *(f"{key}={value:g}" for key, value in now.items())]))
 
 
@@ -112,6 +128,55 @@ def forward(
     rows = client.call(client.find_vm(vm_name), "net", args)
     for row in rows:
         click.echo(f"{row['listen']} -> {row['to']}")
+
+
+@net.command()
+@click.option("-w", "path", metavar="FILE", required=True, help="The file to write (pcapng).")
+@_network
+def capture(path: str, network: str | None) -> None:
+    """Write what is sent on a network to a FILE until a signal ends this (Ctrl-C).
+
+    Streams that are connected while it runs are seen, and all datagrams. The packets are made up
+    from what programs send: there are none.
+    """
+    import os
+    import signal
+    import threading
+
+    from .fabric.capture import header
+    from .fabric.network import networks
+
+    name = _one_network(network)
+    path = os.path.abspath(path)
+    with open(path, "wb") as file:
+        file.write(header())
+    asked: set[str] = set()
+    said = False
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.is_set() and (hosts := networks().get(name)):
+        for host in hosts.values():
+            if host.key not in asked:
+                asked.add(host.key)
+                _ask(host, {"op": "capture", "path": path, "pid": os.getpid()}, name)
+        if not said:
+            click.echo(f"capturing {name}", err=True)
+            said = True
+        ended.wait(0.5)
+    for host in networks().get(name, {}).values():
+        _ask(host, {"op": "capture"}, name)
+
+
+def _ask(host: Host, args: dict[str, Any], network: str) -> None:
+    """Ask the VM of a host for something; it may be gone by now."""
+    from umvm.errors import UmvmError
+
+    try:
+        args = {**args, "network": network, "host": host.key}
+        client.call(client.find_vm(host.vm), "net", args)
+    except (UmvmError, OSError):
+        pass
 
 
 @net.group()
@@ -137,14 +202,23 @@ def dns_rm(network: str | None, name: str) -> None:
 
 
 def _change_name(network: str | None, name: str, address: str | None) -> None:
-    from .fabric.network import change_name, networks
+    from .fabric.network import change_name
+
+    change_name(_one_network(network), name, address)
+
+
+def _one_network(network: str | None) -> str:
+    """The network that is named or meant. UsageError: it isn't clear; NotFound."""
+    from .fabric.network import networks
 
     found = list(networks())
     if network is None:
         network = _own_network() or (found[0] if len(found) == 1 else None)
     if network is None:
         raise UsageError(f"name one of the networks with --network ({', '.join(found) or 'none'})")
-    change_name(network, name, address)
+    if network not in found:
+        raise NotFound(f"there is no network {network!r}")
+    return network
 
 
 def _own_network() -> str | None:
@@ -157,14 +231,14 @@ def _own_network() -> str | None:
     return answer["name"]
 
 
-def _owner(host: str, network: str | None) -> tuple[str, str]:
-    """(VM, network) of a host."""
+def _find(host: str, network: str | None) -> tuple[str, Host]:
+    """The network of a host, and the host. NotFound."""
     from .fabric.network import find_host, networks
 
     for name, hosts in networks().items():
         if network in (None, name):
             try:
-                return find_host(hosts, host).vm, name
+                return name, find_host(hosts, host)
             except NotFound:
                 continue
     raise NotFound(f"there is no host {host!r}")

@@ -86,36 +86,36 @@ class Rules:
         self.policy = Policy(
             options.get("allow", ""), options.get("deny", ""), options.get("map", "")
         )
-        self._names = Names()
-        self._forwarder: Forwarder | None = None
+        self.names = Names()
+        self.forwarder: Forwarder | None = None
         self._by_host = True
-        self._nameservers: set[IP] = set()
+        self.nameservers: set[IP] = set()
         servers, self._by_host = servers_of(options.get("dns", ""))
         self.denials = Denials(options.get("log", ""))
         if self.policy.names or not self._by_host:
-            self._forwarder = Forwarder(self._names, servers)
-            self._nameservers = {plain(address) for address in nameservers()}
+            self.forwarder = Forwarder(self.names, servers)
+            self.nameservers = {plain(address) for address in nameservers()}
         self._looks_up = any(map(self.policy.exact_names, (self.policy.allow, self.policy.deny)))
         self._here = _namespace()
         self._resolvers = Resolvers(vm)
 
     def close(self) -> None:
         """The VM ends."""
-        if self._forwarder is not None:
-            self._forwarder.close()
+        if self.forwarder is not None:
+            self.forwarder.close()
         self.denials.close()
 
     # --- judging ---------------------------------------------------------------------------------
 
-    def _judge(self, req: Request, where: Where) -> None:
+    def judge(self, req: Request, where: Where) -> None:
         """**Errors** EACCES: it is denied."""
-        if self._forwarder is not None and (denied := self.policy.exact_names(self.policy.deny)):
-            self._forwarder.look_up(denied, self._by_host)
-        names = self._names.of(where.address)
+        if self.forwarder is not None and (denied := self.policy.exact_names(self.policy.deny)):
+            self.forwarder.look_up(denied, self._by_host)
+        names = self.names.of(where.address)
         why = self.policy.objection(where, names)
-        if why and self._forwarder is not None:
-            self._forwarder.look_up(self.policy.exact_names(self.policy.allow), self._by_host)
-            names = self._names.of(where.address)
+        if why and self.forwarder is not None:
+            self.forwarder.look_up(self.policy.exact_names(self.policy.allow), self._by_host)
+            names = self.names.of(where.address)
             why = self.policy.objection(where, names)
         if why:
             self.denials.add(req.tid, where, names, why)
@@ -147,11 +147,11 @@ class Rules:
         address, port = plain(target[0]), target[1]
         protocol = protocol_of(_option(copy, _SO_TYPE), _option(copy, _SO_PROTOCOL))
         if protocol in ("tcp", "udp"):
-            if port == DNS and self._forwarder is not None and address in self._nameservers:
-                return self._address(copy, self._forwarder.port)
+            if port == DNS and self.forwarder is not None and address in self.nameservers:
+                return self._address(copy, self.forwarder.port)
             if address.is_loopback:
                 name = name[:2] + struct.pack("!H", self.policy.outside(port)) + name[4:]
-        self._judge(req, Where(CONNECT, protocol or "other", address, port))
+        self.judge(req, Where(CONNECT, protocol or "other", address, port))
         return name
 
     def _address(self, copy: socket.socket, port: int) -> bytes:
@@ -231,7 +231,7 @@ class Rules:
                     name = name[:2] + struct.pack("!H", outside) + name[4:]
                 if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
                     address = address.ipv4_mapped
-                self._judge(req, Where(BIND, protocol or "other", address, port))
+                self.judge(req, Where(BIND, protocol or "other", address, port))
             return _reply(_call(_libc.bind, copy, name, len(name)))
 
     def sendto(self, req: Request) -> Reply | None:
@@ -332,7 +332,7 @@ class Rules:
         flags = message.flags & ~_MSG_ZEROCOPY | _OWN_FLAGS
         size: int = _libc.sendmsg(copy.fileno(), ctypes.byref(header), ctypes.c_int(flags))
         if size >= 0:
-            if name and message.name and self._forwarder is not None and name != message.name:
+            if name and message.name and self.forwarder is not None and name != message.name:
                 self._resolvers.answers_to(copy, message.name, name)
             return size
         number = ctypes.get_errno()
@@ -342,7 +342,7 @@ class Rules:
 
     def _perhaps_later(self, req: Request, copy: socket.socket, work: Callable[[], Reply]) -> Reply:
         """Do a call now, or on a thread of its own if names may have to be looked up for it."""
-        if self._forwarder is None or not self._looks_up:
+        if self.forwarder is None or not self._looks_up:
             with copy:
                 return work()
 

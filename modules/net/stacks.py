@@ -65,6 +65,8 @@ class Stacks:
         self._default = f"{kind}:{argument}" if argument else kind
         self._stacks[self._default] = self._make(kind, argument, options)
         vm.abstract = AbstractNames() if self._private else None
+        self._chosen = False
+        self._tell_engine()
         self._files: list[Any] = []
         self._mount_files()
 
@@ -104,6 +106,17 @@ class Stacks:
             self._vm.sockets.add(made.fd, made.socket)
         return Reply.fd(made.fd, bool(kind & SOCK_FLAGS & socket.SOCK_CLOEXEC))
 
+    socket.of_stack = True  # type: ignore[attr-defined]  # the engine may answer in its place
+
+    def _tell_engine(self) -> None:
+        """Let the engine itself make the sockets of a first stack that all processes use."""
+        shows = [s for s in self._stacks.values() if type(s).proc_net is not NetworkStack.proc_net]
+        self._vm.show_net_in_proc(self.proc_net if shows else None)
+        for stack in self._stacks.values():
+            tell = getattr(stack, "make_first", None)
+            if tell is not None:
+                tell(stack is self._stacks.get(self._default) and not self._chosen)
+
     def socketpair(self, req: Request) -> Reply | None:
         """socketpair(2)."""
         family, kind, protocol = (_signed(number) for number in req.args[:3])
@@ -122,6 +135,8 @@ class Stacks:
         if getattr(stack, "rules", None) is not None:
             stack.close()
             raise UsageError("rules are for a whole VM: give them with umvm run --net")
+        if type(stack).proc_net is not NetworkStack.proc_net:
+            self._vm.show_net_in_proc(self.proc_net)
         return StackFile(self, stack, owned=True)
 
     def uses(self, stack: NetworkStack) -> int:
@@ -149,6 +164,7 @@ class Stacks:
         for stack in set(self._stacks.values()):
             stack.close()
         self._vm.abstract = None
+        self._vm.show_net_in_proc(None)
         self._stacks.clear()
 
     # --- what commands ask -----------------------------------------------------------------------
@@ -181,22 +197,32 @@ class Stacks:
                 choice = {ANY: self.known(name)}
             for family, stack in families.items():
                 choice[FAMILIES[family]] = self.known(stack)
+            self._chosen = True
+            self._tell_engine()
             self._vm.marks.set(pid, _MARK, tuple(sorted(choice.items())))
         elif isinstance(name, str):
             self._default = self.known(name)
+            self._tell_engine()
         return {"default": self._default, "stacks": sorted(self.names())}
 
     def net(self, args: dict[str, Any]) -> Any:
         """`umvm net`: `op` and its arguments go to the stack that is on `network`, or is on one."""
         name, operation = args.pop("network", None), str(args.pop("op", ""))
+        key = args.pop("host", None)
         for stack in [self._stacks.get(self._default), *self._stacks.values()]:
             method = getattr(stack, f"net_{operation}", None)
+            if key not in (None, getattr(stack, "host_key", None)):
+                continue
             if method is not None and name in (None, getattr(stack, "network_name", None)):
                 return method(**args)
         what = f"the network {name}" if name else "a virtual network"
         raise NotFound(f"the VM isn't on {what}")
 
     # --- /etc ------------------------------------------------------------------------------------
+
+    def proc_net(self, pid: int, name: str) -> bytes | None:
+        """A file of /proc/PID/net, as the stack that the process uses for IPv4 has it."""
+        return self.of(pid, socket.AF_INET).proc_net(name)
 
     def _mount_files(self) -> None:
         """Names: /etc/hosts and /etc/resolv.conf, where the default stack has some of its own."""

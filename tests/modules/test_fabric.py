@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -202,6 +203,39 @@ def test_senseless_arguments(umvm_run: Run, seed: str) -> None:
     """The supervisor logs nothing, and goes on."""
     argv = [*PYTHON, str(GUESTS / "fabric_fuzz.py"), seed, "1200"]
     assert umvm_run(argv, options=FABRIC).ok() == "done\n"
+
+
+MANY = """
+import os, socket, sys
+from umvm.control import client
+def handed_on():
+    return client.call(client.find_vm(), "info", {})["counts"]["claimed"]
+def connect(count):
+    server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    pid = os.fork()
+    if pid == 0:
+        for sock in [server.accept()[0] for _ in range(count)]:
+            sock.sendall(sock.recv(10))
+        os._exit(0)
+    made = [socket.create_connection(server.getsockname()) for _ in range(count)]
+    for sock in made:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(sock.getsockname()[1].to_bytes(2, "big"))
+    same = sum(sock.recv(10) == sock.getsockname()[1].to_bytes(2, "big") for sock in made)
+    os.waitpid(pid, 0)
+    return same, len({sock.getsockname() for sock in made}), {sock.getpeername() for sock in made} == {server.getsockname()}
+before = handed_on()
+print(connect(900), connect(300), connect(900))
+print(handed_on() - before < 400)
+"""
+
+
+@pytest.mark.parametrize("engine", ["notify", "agent"])
+def test_connections_without_the_interpreter(runner: Runner, engine: str) -> None:
+    """The engine answers for them without the interpreter; old ones are forgotten meanwhile."""
+    options = [*FABRIC, "--engine", engine]
+    shown = runner.umvm([sys.executable, "-c", MANY], options=options).ok()
+    assert shown == "(900, 900, True) (300, 300, True) (900, 900, True)\nTrue\n"
 
 
 # --- several hosts --------------------------------------------------------------------------------

@@ -49,7 +49,9 @@ _FLAGS = {
 ODD_NAMES = (
     b"proc cwd root exe mounts mountinfo mountstats maps smaps numa_maps filesystems thread-self "
     b"fd fdinfo map_files self status auxv limits hostname domainname oom_score_adj environ mem "
-    b"osrelease version"
+    b"osrelease version "
+    b"net tcp tcp6 udp udp6 udplite udplite6 dev route ipv6_route if_inet6 sockstat sockstat6 arp "
+    b"raw raw6 packet unix"
 ).split()
 """Names that may mean something of /proc's that the view changes."""
 

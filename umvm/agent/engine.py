@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core_accel.engine import Engine
 from core_accel.lazy import logger, pattern
@@ -23,6 +24,9 @@ from umvm.guest.mounts import Where
 from umvm.guest.process import status
 from umvm.syscalls.kinds import SOCKETS
 from umvm.syscalls.table import nr
+
+if TYPE_CHECKING:
+    from core_accel.fabric import SocketTable
 
 log = logger(__name__)
 
@@ -220,6 +224,10 @@ class AgentEngine:
     def drop_socket(self, inode: int) -> None:
         """As `Engine.drop_socket`."""
         self._engine.drop_socket(inode)
+
+    def set_socket_table(self, table: SocketTable) -> None:
+        """As `Engine.set_socket_table`."""
+        self._engine.set_socket_table(table)
 
     def set_proc_names(self, names: Iterable[bytes]) -> None:
         """As `Engine.set_proc_names`; agents look at paths while there are any."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
 
 _TABLE = pattern(rb"/proc/(\d+)(?:/task/\d+)?/(mounts|mountinfo|mountstats|maps|smaps|numa_maps)")
+_NET = pattern(rb"/proc/(\d+)(?:/task/\d+)?/net/([a-z0-9_]+)")
 _FDINFO = pattern(rb"/proc/(\d+)(?:/task/\d+)?/fdinfo/(\d+)")
 _LINK = pattern(rb"/proc/(\d+)/(?:task/\d+/)?(cwd|root|exe|fd/(\d+)|map_files/[^/]+)")
 _NAME_COLUMN = 73
@@ -34,6 +35,8 @@ class Proc:
         self.scores = oomscore.OomScores(vm)
         self.texts: dict[bytes, Callable[[], bytes]] = {}
         """Files by path, for modules; `VirtualMachine.show_in_proc` adds them."""
+        self.net: Callable[[int, str], bytes | None] | None = None
+        """The files of /proc/PID/net, by PID and name."""
 
     def readlink(self, path: bytes, tid: int) -> bytes | None:
         """The text of a link for a thread that reads it; None: the kernel's is right."""
@@ -87,6 +90,9 @@ class Proc:
         given = self.texts.get(path)
         if given is not None:
             return given()
+        found = _NET.fullmatch(path)
+        if found is not None:
+            return None if self.net is None else self.net(int(found[1]), os.fsdecode(found[2]))
         if self._vm.identity is not None:
             shown = procidentity.text(self._vm, path)
             if shown is not None:

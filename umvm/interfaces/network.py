@@ -50,6 +50,9 @@ class Socket:
         """`kind` is SOCK_STREAM, SOCK_DGRAM…, without flags."""
         self.stack, self.family, self.kind, self.protocol = stack, family, kind, protocol
 
+    def entered(self, inode: int) -> None:
+        """It is known from now on, by its inode number."""
+
     def bind(self, req: Request) -> Reply | None:
         """bind(2)."""
         return None
@@ -153,6 +156,10 @@ class NetworkStack:
 
     def resolv_conf(self) -> str | None:
         """Their /etc/resolv.conf; None: the host's."""
+        return None
+
+    def proc_net(self, name: str) -> bytes | None:
+        """The text of a file of /proc/net; None: it is as the host's."""
         return None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core_accel.engine import Engine
 from core_accel.lazy import pattern

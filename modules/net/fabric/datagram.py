@@ -30,8 +30,10 @@ from .receive import Receiver
 if TYPE_CHECKING:
     import _socket
 
+    from core_accel.fabric import SocketState
     from umvm import Request
 
+    from .gateway import Gateway
     from .stack import Fabric
 
 MAX_DATA4, MAX_DATA6 = 65507, 65527
@@ -43,8 +45,16 @@ _NOBODY = (errno.ECONNREFUSED, errno.ENOENT)
 class Datagram(Receiver):
     """A UDP socket."""
 
-    def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
-        super().__init__(stack, family, kind, protocol)
+    def __init__(
+        self,
+        stack: Fabric,
+        family: int,
+        kind: int,
+        protocol: int,
+        state: SocketState | None = None,
+    ) -> None:
+        super().__init__(stack, family, kind, protocol, state)
+        self._shares = False
         self._names: list[str] = []
         self._groups: set[bytes] = set()
         self.name = ""
@@ -75,6 +85,9 @@ class Datagram(Receiver):
             names.append(address.name(self.letter, network.key, other))
         shared = self.reuse or self.reuseport
         self.name = names[0]
+        if self.reuseport:
+            self._shares = True
+            self.stack.home.share(1)
         if shared:
             self.name += f"~{os.fstat(copy.fileno()).st_ino}"
         network.unlink(self.name)
@@ -108,6 +121,9 @@ class Datagram(Receiver):
                 raise fail(errno.EACCES)
             if len(to.ip) == 4 and self.family == socket.AF_INET6 and self.v6only:
                 raise fail(errno.ENETUNREACH)
+            gateway = self.stack.gateway
+            if gateway is not None and gateway.leads_to(to.ip):
+                return self._connect_outside(req, copy, to, gateway)
             many = self._is_many(to.ip)
             host, source = self.stack.route(self.stack.network.host.ips[0] if many else to.ip)
             with self.lock:
@@ -127,16 +143,29 @@ class Datagram(Receiver):
                 copy.connect(self.stack.sink().path)
             self.peer = to
             if is_any(self.bound.ip):
-                self._shown = Address(source, self.bound.port)
+                self.state.shown = (source, self.bound.port)
         return DONE
 
-    _shown: Address | None = None
-    """What getsockname says once it is connected."""
+    def _connect_outside(
+        self, req: Request, copy: _socket.socket, to: Address, gateway: Gateway
+    ) -> Reply:
+        source = self.stack.source(to.ip)
+        gateway.judge(req, "udp", to)
+        with self.lock:
+            if self.bound is None:
+                self._bind(copy, Address(source, 0))
+        gateway.open_for(self, copy, to)
+        self.peer = to
+        assert self.bound is not None
+        if is_any(self.bound.ip):
+            self.state.shown = (source, self.bound.port)
+        return DONE
 
     def getsockname(self, req: Request) -> Reply:
         """getsockname(2)."""
-        shown = (self._shown if self.peer else None) or self.bound or self.any()
-        address.write(req, req.args[1], req.args[2], address.pack(self.family, shown))
+        shown = (self.state.shown if self.peer else None) or self.bound or self.any()
+        packed = address.pack(self.family, Address(*shown))
+        address.write(req, req.args[1], req.args[2], packed)
         return DONE
 
     def _is_many(self, ip: bytes) -> bool:
@@ -152,6 +181,7 @@ class Datagram(Receiver):
             raise fail(errno.EMSGSIZE)
         data = req.read(req.args[1], size)
         with self.copy(req) as copy:
+            self._judge(req, to)
             self.send(copy, data, to, ancillary.sent(self, req, None))
         return Reply.value(size)
 
@@ -165,6 +195,7 @@ class Datagram(Receiver):
                 raise fail(errno.EDESTADDRREQ)
         data, to = self._message(req, head)
         with self.copy(req) as copy:
+            self._judge(req, to)
             self.send(copy, data, to, ancillary.sent(self, req, head))
         return Reply.value(len(data))
 
@@ -187,6 +218,7 @@ class Datagram(Receiver):
                 try:
                     head = message.Header.read(req, at)
                     data, to = self._message(req, head)
+                    self._judge(req, to)
                     self.send(copy, data, to, ancillary.sent(self, req, head))
                     req.write(at + message.MSGHDR.size, struct.pack("<I", len(data)))
                 except OSError:
@@ -216,6 +248,8 @@ class Datagram(Receiver):
             raise fail(error)
         if self.bound is None:
             self._bind_any(copy)
+        if self.stack.capture is not None:
+            self._show(data, to)
         if is_multicast(to.ip):
             self._send_many(copy, data, to, traffic, self.stack.group_members(to))
             return
@@ -223,6 +257,11 @@ class Datagram(Receiver):
             if not self.broadcast:
                 raise fail(errno.EACCES)
             self._send_many(copy, data, to, traffic, self.stack.listening_everywhere(to))
+            return
+        gateway = self.stack.gateway
+        if gateway is not None and gateway.leads_to(to.ip):
+            self.stack.source(to.ip)
+            gateway.send(self, data, to)
             return
         host, source = self.stack.route(to.ip)
         exact = self._exact(host.key, source, traffic)
@@ -234,6 +273,20 @@ class Datagram(Receiver):
             self._send_one(copy, data, found, exact, traffic)
         elif self.peer == to:
             self.error = errno.ECONNREFUSED  # as an ICMP message would tell a connected socket
+
+    def _judge(self, req: Request, to: Address) -> None:
+        """**Errors** EACCES: the rules about the outside forbid it."""
+        gateway = self.stack.gateway
+        if gateway is not None and gateway.leads_to(to.ip):
+            gateway.judge(req, "udp", to)
+
+    def _show(self, data: bytes, to: Address) -> None:
+        """Write it down, for who captures what is sent."""
+        own = next((ip for ip in self.stack.network.host.ips if len(ip) == len(to.ip)), ANY4)
+        source = own if self._is_many(to.ip) else self.stack.source(to.ip)
+        if self.bound is not None:
+            ip = source if is_any(self.bound.ip) else self.bound.ip
+            self.stack.show(Address(ip, self.bound.port), to, data)
 
     def _exact(self, host: str, source: bytes, traffic: Traffic) -> Address | None:
         """Our address, where our socket's name doesn't tell all that it should."""
@@ -281,6 +334,8 @@ class Datagram(Receiver):
             if parsed is None:
                 continue
             same = parsed[0] == self.stack.network.key
+            if not same and not self.stack.is_joined(parsed[0]):
+                continue
             if same and not loop and is_multicast(to.ip):
                 continue
             exact = self._exact(parsed[0], own, traffic)
@@ -326,6 +381,8 @@ class Datagram(Receiver):
 
     def gone(self) -> None:
         """Remove the names."""
+        if self._shares:
+            self.stack.home.share(-1)
         self.stack.ports[self.protocol].release(self)
         for name in self._names:
             self.stack.network.unlink(name)

@@ -13,8 +13,8 @@ import re
 import selectors
 import socket
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from umvm.errors import NotFound, UsageError
 
@@ -48,9 +48,10 @@ class Forward:
     """A listener, and the connections that came by it, each with one on the other side."""
 
     def __init__(
-        self, listener: socket.socket, reach: Callable[[], socket.socket], listen: str, to: str
+        self, listener: socket.socket, reach: Callable[[Any], socket.socket], listen: str, to: str
     ) -> None:
-        """`listener` is owned from now on; `reach()` connects; the texts tell both ends."""
+        """`listener` is owned from now on; `reach(NAME)` connects for a socket with that name; the
+        texts tell both ends."""
         self._listener, self._reach = listener, reach
         self.listen, self.to = listen, to
         self._listener.setblocking(False)
@@ -91,11 +92,11 @@ class Forward:
 
     def _accept(self) -> None:
         try:
-            outside, _ = self._listener.accept()
+            outside, named = self._listener.accept()
         except OSError:
             return
         try:
-            inside = self._reach()
+            inside = self._reach(named)
         except OSError:
             outside.close()
             return
@@ -173,7 +174,7 @@ def inward(stack: Fabric, spec: str) -> Forward:
     listener = socket.create_server((addr or "127.0.0.1", port), backlog=128)
     return Forward(
         listener,
-        lambda: connect(stack, to),
+        lambda named: connect(stack, to),
         _pair(*listener.getsockname()[:2]),
         _pair(address.text(to.ip), to.port),
     )
@@ -212,7 +213,7 @@ class Outward(Forward):
         assert self._place.bound is not None
         super().__init__(
             listener,
-            lambda: socket.create_connection((host, to_port), timeout=REACH_TIMEOUT),
+            lambda named: socket.create_connection((host, to_port), timeout=REACH_TIMEOUT),
             _pair(address.text(ip), self._place.bound.port),
             _pair(host, to_port),
         )
@@ -237,8 +238,13 @@ def _parse(spec: str) -> tuple[str, int, str, int]:
     return addr, int(found["from"]), found["host"].strip("[]"), int(found["to"])
 
 
-def reset(stack: Fabric, pid: int) -> None:
-    """End the connections that a guest process has with other hosts."""
+def reset(
+    stack: Fabric, pid: int, ips: Collection[bytes] | None = None, streams: bool = True
+) -> None:
+    """End the connections that a guest process has with other hosts, or with some addresses.
+
+    Datagram sockets that are connected there are led to the sink, which knows who can be reached.
+    """
     try:
         names = os.listdir(f"/proc/{pid}/fd")
         pidfd = os.pidfd_open(pid)
@@ -249,13 +255,18 @@ def reset(stack: Fabric, pid: int) -> None:
             sock = stack.vm.sockets.of(pid, int(name))
             if sock is None or sock.stack is not stack or sock.peer is None:
                 continue
-            if sock.kind != socket.SOCK_STREAM or stack.is_local(sock.peer.ip):
+            if sock.kind == socket.SOCK_STREAM and not streams:
+                continue
+            if stack.is_local(sock.peer.ip) or (ips is not None and sock.peer.ip not in ips):
                 continue
             fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(name), 0)
             if fd >= 0:
-                sock.error = errno.ECONNRESET
                 with socket.socket(fileno=fd) as copy:
                     try:
+                        if sock.kind == socket.SOCK_DGRAM:
+                            copy.connect(stack.sink().path)
+                            continue
+                        sock.error = errno.ECONNRESET
                         copy.shutdown(socket.SHUT_RDWR)
                     except OSError:
                         pass

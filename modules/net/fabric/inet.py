@@ -6,7 +6,6 @@ import _socket
 import errno
 import os
 import socket
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from .options import IPV6_V6ONLY, SO_BROADCAST, SO_REUSEADDR, SO_REUSEPORT, SOL_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from core_accel.fabric import SocketState
     from umvm import Request
 
     from .stack import Fabric
@@ -34,20 +34,77 @@ def signed(number: int) -> int:
 
 
 class InetSocket(Socket):
-    """A socket of a host of a virtual network. `lock` is held while its addresses change."""
+    """A socket of a host of a virtual network. `lock` is held while its addresses change.
+
+    What is known of it is in `state`, which the engine looks at as well (core_accel/fabric.h).
+    """
 
     stack: Fabric
 
-    def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
-        """`protocol` is the one it has, never 0."""
+    def __init__(
+        self,
+        stack: Fabric,
+        family: int,
+        kind: int,
+        protocol: int,
+        state: SocketState | None = None,
+    ) -> None:
+        """`protocol` is the one it has, never 0; `state`: of a socket that the engine made."""
         super().__init__(stack, family, kind, protocol)
-        self.bound: Address | None = None
-        self.peer: Address | None = None
-        self.listening = False
-        self.error = 0
-        self.options: options.Options = {}
-        self.lock = threading.Lock()
-        self.reuse = self.broadcast = False
+        self.state = self.lock = state or stack.home.state(family, kind, protocol)
+        self.options = options.Options(self.state)
+
+    def entered(self, inode: int) -> None:
+        """The engine is to know it, too."""
+        self.stack.table.enter(inode, self.state)
+
+    @property
+    def bound(self) -> Address | None:
+        """Its own address."""
+        found = self.state.bound
+        return None if found is None else Address(*found)
+
+    @bound.setter
+    def bound(self, value: Address | None) -> None:
+        self.state.bound = value
+
+    @property
+    def peer(self) -> Address | None:
+        """The other's."""
+        found = self.state.peer
+        return None if found is None else Address(*found)
+
+    @peer.setter
+    def peer(self, value: Address | None) -> None:
+        self.state.peer = value
+
+    @property
+    def listening(self) -> bool:
+        """Does it take connections?"""
+        return self.state.listening
+
+    @listening.setter
+    def listening(self, value: bool) -> None:
+        self.state.listening = value
+
+    @property
+    def reuse(self) -> bool:
+        """SO_REUSEADDR."""
+        return self.state.reuse
+
+    @property
+    def broadcast(self) -> bool:
+        """SO_BROADCAST."""
+        return self.state.broadcast
+
+    @property
+    def error(self) -> int:
+        """SO_ERROR."""
+        return self.state.error
+
+    @error.setter
+    def error(self, value: int) -> None:
+        self.state.error = value
 
     @property
     def v6only(self) -> bool:
@@ -62,9 +119,9 @@ class InetSocket(Socket):
     def note(self, number: int, value: int) -> None:
         """A SOL_SOCKET option that the kernel keeps and that matters here too."""
         if number == SO_REUSEADDR:
-            self.reuse = bool(value)
+            self.state.reuse = bool(value)
         elif number == SO_BROADCAST:
-            self.broadcast = bool(value)
+            self.state.broadcast = bool(value)
 
     @contextmanager
     def copy(self, req: Request) -> Iterator[_socket.socket]:

@@ -14,9 +14,13 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from umvm.errors import UsageError
+
+if TYPE_CHECKING:
+    from .capture import Conversation
 
 PIECE, PIECES = 1 << 14, 64
 """Bytes that are delayed together, and how many such pieces may be on their way."""
@@ -34,6 +38,8 @@ class Link(NamedTuple):
     jitter: float = 0.0
     rate: float = 0.0
     drop: float = 0.0
+    seen: bool = False
+    """What passes is written down (capture.py)."""
 
     def with_other(self, other: Link) -> Link:
         """The way from one host to another."""
@@ -43,6 +49,7 @@ class Link(NamedTuple):
             self.jitter + other.jitter,
             min(rates, default=0.0),
             1 - (1 - self.drop) * (1 - other.drop),
+            self.seen or other.seen,
         )
 
     def delay(self) -> float:
@@ -77,29 +84,41 @@ def parse(name: str, text: str) -> float:
 
 def of(settings: Mapping[str, Any]) -> Link:
     """The link that a host's settings describe."""
-    return PERFECT._replace(**{key: float(settings[key]) for key in KINDS if key in settings})
+    latency, jitter, rate, drop = (float(settings.get(key, 0)) for key in KINDS)
+    return Link(latency, jitter, rate, drop)
 
 
 class Wire:
     """A stream over such a link: between the guest's end and the other host's."""
 
-    def __init__(self, link: Link, near: socket.socket, far: socket.socket) -> None:
-        """Both sockets are owned from now on."""
-        self._link, self._ends = link, (near, far)
+    def __init__(
+        self,
+        link: Link,
+        near: socket.socket,
+        far: socket.socket,
+        seen: Conversation | None = None,
+    ) -> None:
+        """Both sockets are owned from now on. `seen` is told what passes."""
+        self._link, self._ends, self._seen = link, (near, far), seen
         self._open = 2
         self._lock = threading.Lock()
-        for source, target in ((near, far), (far, near)):
+        for index, (source, target) in enumerate(((near, far), (far, near))):
             pieces: queue.Queue[tuple[float, bytes]] = queue.Queue(PIECES)
-            for work, sock in ((self._read, source), (self._write, target)):
-                threading.Thread(target=work, args=(sock, pieces), daemon=True).start()
+            read = partial(self._read, index, source, pieces)
+            for work in (read, partial(self._write, target, pieces)):
+                threading.Thread(target=work, daemon=True, name="umvm-wire").start()
 
-    def _read(self, source: socket.socket, pieces: queue.Queue[tuple[float, bytes]]) -> None:
+    def _read(
+        self, index: int, source: socket.socket, pieces: queue.Queue[tuple[float, bytes]]
+    ) -> None:
         free = last = time.monotonic()
         while True:
             try:
                 data = source.recv(PIECE)
             except OSError:
                 data = b""
+            if self._seen is not None:
+                self._seen.data(index, data)
             now = time.monotonic()
             if self._link.rate:
                 free = now = max(now, free) + len(data) / self._link.rate

@@ -48,6 +48,7 @@ class Links:
     def __init__(self, stack: Fabric) -> None:
         self._stack = stack
         self.state = NetState()
+        self.changed = False
         self._server = Netlink(stack.vm, stack, self.state, self._sockets)
         for found in interfaces.interfaces(stack):
             if found.number == 1:
@@ -102,6 +103,9 @@ class Links:
     def _changed(self, event: Event) -> None:
         """Tell the network of addresses, and of a link that comes or goes."""
         thing, network = event.thing, self._stack.network
+        if not self.changed:
+            self.changed = True
+            self._stack.links_changed()
         if isinstance(thing, Address):
             ips = tuple(a.local.packed for a in self.state.addresses if not a.local.is_loopback)
             if ips != network.host.ips:

@@ -21,6 +21,8 @@ A, PTR, AAAA, OPT, ANY, IN = 1, 12, 28, 41, 255, 1
 RESPONSE, AUTHORITATIVE, RECURSION_DESIRED, RECURSION_AVAILABLE = 0x8000, 0x400, 0x100, 0x80
 OPCODE, FORMERR, NXDOMAIN, NOTIMP = 0x7800, 1, 3, 4
 TTL = 1
+BUSY = 64
+"""Questions for nameservers outside that may be under way."""
 HEADER = struct.Struct(">6H")
 _REVERSE4, _REVERSE6 = (b"in-addr", b"arpa"), (b"ip6", b"arpa")
 
@@ -51,6 +53,7 @@ class NameServer:
 
     def __init__(self, stack: Fabric, own: Address) -> None:
         self._stack = stack
+        self._busy = threading.Semaphore(BUSY)
         self.bound = own
         self.name = address.name(DATAGRAM, stack.network.key, own)
         stack.ports[socket.IPPROTO_UDP].claim(self, own)
@@ -66,21 +69,41 @@ class NameServer:
                 return
             if not sender:
                 return
+            name = "/".join(str(sender).rsplit("/", 2)[1:])
             try:
                 reply = self.answer(query)
             except (ValueError, IndexError, struct.error, OSError):
                 continue
-            name = "/".join(str(sender).rsplit("/", 2)[1:])
-            self._stack.outbox.send(self._socket, reply, name)
+            if reply is not None:
+                self._stack.outbox.send(self._socket, reply, name)
+            elif self._busy.acquire(blocking=False):
+                threading.Thread(
+                    target=self._ask_outside, args=(query, name), daemon=True, name="umvm-names"
+                ).start()
 
-    def answer(self, query: bytes) -> bytes:
-        """The reply to a query. ValueError, IndexError, struct.error: it can't be read."""
+    def _ask_outside(self, query: bytes, name: str) -> None:
+        """Answer what only the real machine's nameservers know."""
+        try:
+            gateway = self._stack.gateway
+            reply = None if gateway is None else gateway.ask(query)
+            if reply is not None:
+                self._stack.outbox.send(self._socket, reply, name)
+        except OSError:
+            pass  # we are closed
+        finally:
+            self._busy.release()
+
+    def answer(self, query: bytes) -> bytes | None:
+        """The reply to a query; None: those outside may know. ValueError, IndexError, struct.error:
+        it can't be read."""
         asked = Question(query)
         code, answers = 0, []
         if asked.flags & OPCODE:
             code = NOTIMP
         elif asked.labels[-2:] in ([*_REVERSE4], [*_REVERSE6]):
             name = self._reverse(asked.labels)
+            if name is None and self._stack.gateway is not None:
+                return None
             if name is None:
                 code = NXDOMAIN
             elif asked.type in (PTR, ANY):
@@ -88,6 +111,9 @@ class NameServer:
         else:
             text = b".".join(asked.labels).decode("ascii", "replace")
             ips = self._stack.network.lookup(text)
+            outside = not ips and not text.endswith(f".{DOMAIN}") and text != DOMAIN
+            if outside and self._stack.gateway is not None:
+                return None
             if not ips:
                 code = NXDOMAIN
             wanted = {A: (4,), AAAA: (16,), ANY: (4, 16)}.get(asked.type, ())

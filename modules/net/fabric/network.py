@@ -20,6 +20,7 @@ import shutil
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,9 @@ def second_address(ip: bytes) -> bytes:
 class Network:
     """A network as one of its hosts sees it."""
 
+    seen: Callable[[int, dict[str, Host]], object] = staticmethod(lambda stamp, hosts: None)
+    """Told when the hosts are read: when their directory had changed (0: it may change yet)."""
+
     def __init__(self, name: str, vm: str, host_name: str, ips: list[bytes]) -> None:
         """Join. `ips` empty: the next free address. Exists: an address or name is taken."""
         self.name = check_name(name)
@@ -84,6 +88,9 @@ class Network:
             self.key = self.host.key
             (self.path / self.key).mkdir(mode=0o700)
         self.fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    changed: Callable[[], object] = staticmethod(lambda: None)
+    """Told when our own host has changed."""
 
     def _new_host(self, vm: str, name: str, ips: list[bytes], others: list[Host]) -> Host:
         taken = {ip for host in others for ip in host.ips}
@@ -130,6 +137,7 @@ class Network:
                 # the clock that stamps files is coarse: another change may get the same time
                 old = time.time_ns() - changed > _COARSE
                 self._hosts = (changed if old else 0, read_hosts(self.path))
+                self.seen(*self._hosts)
         except FileNotFoundError:
             return {}
         return self._hosts[1]
@@ -137,6 +145,7 @@ class Network:
     def update(self, **changes: Any) -> None:
         """Change what others see of our host."""
         self.host = self.host._replace(**changes)
+        self.changed()
         with locked(socket_dir()):
             old = self._lock
             self._lock = _write_host(self._file, self.host)

@@ -16,6 +16,7 @@ from umvm import Reply
 from .address import fail
 
 if TYPE_CHECKING:
+    from core_accel.fabric import SocketState
     from umvm import Request
 
     from .inet import InetSocket
@@ -120,6 +121,8 @@ KNOWN: dict[tuple[int, int], Option] = {
     (SOL_UDP, 103): Option(0, 0, 65535),  # UDP_SEGMENT
     (SOL_UDP, 104): _FLAG,  # UDP_GRO
 }
+TABLE = {key: (o.first, o.low, o.high, o.flag) for key, o in KNOWN.items()}
+"""The same for the engine."""
 _SET_ONLY_FOR_US = frozenset((SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD))
 """Options that change what an AF_UNIX socket receives; of no effect on others."""
 _LEVELS: dict[int, tuple[int, ...]] = {
@@ -130,6 +133,30 @@ _LEVELS: dict[int, tuple[int, ...]] = {
 
 def _levels(sock: InetSocket) -> tuple[int, ...]:
     return (*_LEVELS[sock.family], sock.protocol)
+
+
+class Options:
+    """The options that were set on a socket: by (level, number)."""
+
+    def __init__(self, state: SocketState) -> None:
+        self._state = state
+        self._others: dict[tuple[int, int], Any] = {}
+
+    def get(self, key: tuple[int, int], default: Any = None) -> Any:
+        """The value of an option."""
+        value = self._state.kept(*key)
+        return self._others.get(key, default) if value is None else value
+
+    def __setitem__(self, key: tuple[int, int], value: Any) -> None:
+        if not (isinstance(value, int) and self._state.keep(*key, value)):
+            self._others[key] = value
+            self._state.set_more()
+
+    def inherit(self, other: Options) -> None:
+        """Have what another socket has."""
+        self._state.copy_kept(other._state)
+        for key, value in other._others.items():
+            self[key] = value
 
 
 # --- setsockopt ----------------------------------------------------------------------------------
@@ -277,6 +304,3 @@ def tcp_info(sock: InetSocket) -> bytes:
 def _signed(number: int) -> int:
     number &= 0xFFFFFFFF
     return number - (1 << 32) if number & 0x80000000 else number
-
-
-Options = dict[tuple[int, int], Any]

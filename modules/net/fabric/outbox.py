@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING
 from . import address
 from .address import Address
 from .link import PERFECT, Link
+from .sink import INBOX, enclosed
 
 if TYPE_CHECKING:
+    from core_accel.fabric import Home
+
     from .network import Network
 
 ROOM = 212992
@@ -58,8 +61,9 @@ class _Queue:
 class Outbox:
     """The datagrams of one host that wait."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, home: Home) -> None:
+        """`home` is told while datagrams wait, as those to come must not overtake them."""
+        self._network, self._home = network, home
         self._queues: dict[str, _Queue] = {}
         self._voices: dict[tuple[str, Address, str], socket.socket] = {}
         self._serial = count(1)
@@ -78,13 +82,16 @@ class Outbox:
                 return Fate.SENT
             except OSError as error:
                 if error.errno == errno.EPERM:
-                    return Fate.REFUSED
+                    return self._enclose(sender, data, name)
                 if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EPROTOTYPE):
                     return Fate.NOBODY
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     raise
         with self._lock:
-            queue = self._queues.setdefault(name, _Queue())
+            queue = self._queues.get(name)
+            if queue is None:
+                queue = self._queues[name] = _Queue()
+                self._home.wait(1)
             if queue.size + len(data) > ROOM:
                 return Fate.SENT
             queue.waiting.append((duplicate(sender), data))
@@ -94,11 +101,24 @@ class Outbox:
                 self._thread.start()
         return Fate.SENT
 
+    def _enclose(self, sender: _socket.socket, data: bytes, name: str) -> Fate:
+        """Send to a socket that receives from its host's sink only, perhaps, by its inbox."""
+        place = self._network.place(f"{name.partition('/')[0]}/{INBOX}")
+        letter = enclosed(name, str(sender.getsockname()), data)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+                own.sendto(letter, socket.MSG_DONTWAIT, place)
+            return Fate.SENT
+        except OSError:
+            return Fate.REFUSED
+
     def send_over(self, link: Link, sender: _socket.socket, data: bytes, name: str) -> Fate:
         """As `send`, over a link that may be slow, or lose it."""
         if link == PERFECT:
             return self.send(sender, data, name)
         if not link.loses():
+            if not (link.latency or link.jitter):
+                return self.send(sender, data, name)
             late = threading.Timer(link.delay(), self._send_late, (duplicate(sender), data, name))
             late.daemon = True
             late.start()
@@ -153,6 +173,7 @@ class Outbox:
                     queue.size -= len(data) + 512
                     if not queue.waiting:
                         del self._queues[name]
+                        self._home.wait(-1)
                 sender.close()
             if not moved:
                 select.select([], [], [], 0.001)
@@ -169,5 +190,6 @@ class Outbox:
                 for sender, _ in queue.waiting:
                     sender.close()
                 queue.waiting.clear()
+            self._home.wait(-len(self._queues))
             self._queues.clear()
             self._close_voices()

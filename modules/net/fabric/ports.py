@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import errno
-import random
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .address import Address, fail, is_any
+
+if TYPE_CHECKING:
+    from core_accel.fabric import Home
 
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 32768, 60999
 
@@ -20,9 +22,11 @@ class Bound(Protocol):
     """What is looked at of a socket."""
 
     bound: Address | None
-    reuse: bool
-    listening: bool
 
+    @property
+    def reuse(self) -> bool: ...
+    @property
+    def listening(self) -> bool: ...
     @property
     def name(self) -> str: ...
     @property
@@ -34,12 +38,12 @@ class Bound(Protocol):
 class Ports:
     """The ports of one protocol on one host."""
 
-    def __init__(self, sweep: Callable[[], None]) -> None:
-        """`sweep()` has the sockets removed that no process has any more."""
-        self._sweep = sweep
+    def __init__(self, sweep: Callable[[], None], home: Home, protocol: int) -> None:
+        """`sweep()` has the sockets removed that no process has any more; the engine, which
+        chooses ports too, looks at `home`."""
+        self._sweep, self._home, self._protocol = sweep, home, protocol
         self._bound: dict[int, list[Bound]] = {}
         self._lock = threading.RLock()
-        self._next = random.randrange(FIRST_EPHEMERAL, LAST_EPHEMERAL)
 
     def claim(self, sock: Bound, address: Address) -> Address:
         """Set `bound`: the address with the port that it got. **Errors** EADDRINUSE."""
@@ -77,17 +81,14 @@ class Ports:
                 held.remove(sock)
             if not held:
                 self._bound.pop(sock.bound.port, None)
+                self._home.mark_port(self._protocol, sock.bound.port, False)
 
     def free(self) -> int:
         """A port of the ephemeral range that nobody is bound to. **Errors** EADDRINUSE."""
-        with self._lock:
-            for _ in range(LAST_EPHEMERAL - FIRST_EPHEMERAL + 1):
-                self._next += 1
-                if self._next > LAST_EPHEMERAL:
-                    self._next = FIRST_EPHEMERAL
-                if self._next not in self._bound:
-                    return self._next
-        raise fail(errno.EADDRINUSE)
+        port = self._home.free_port(self._protocol)
+        if not port:
+            raise fail(errno.EADDRINUSE)
+        return port
 
     def at(self, port: int) -> list[Bound]:
         """The sockets on a port."""
@@ -97,6 +98,7 @@ class Ports:
     def _add(self, sock: Bound, address: Address) -> Address:
         sock.bound = address
         self._bound.setdefault(address.port, []).append(sock)
+        self._home.mark_port(self._protocol, address.port, True)
         return address
 
     def _conflicts(self, sock: Bound, address: Address) -> bool:

@@ -33,6 +33,7 @@ class Receiver(InetSocket):
     def recvfrom(self, req: Request) -> Reply | None:
         """recvfrom(2) with room for an address."""
         flags = signed(req.args[3])
+        self.stack.network.hosts()  # the engine does it while it knows them
 
         def take(copy: _socket.socket) -> Reply:
             size = req.args[2]
@@ -124,11 +125,11 @@ class Receiver(InetSocket):
         flags = flags & _KEEP_FLAGS | socket.MSG_DONTWAIT
         data, _, _, named = copy.recvmsg(1 << 18, 0, flags)
         parsed = address.parse_name(named) if named else None
-        if parsed is None:
-            return data, None, ancillary.PLAIN
-        return data, self._sender(*parsed), ancillary.parse(os.fsdecode(named))
+        if parsed is None:  # by the sink: from the one that we are connected to
+            return data, self.peer if named else None, ancillary.PLAIN
+        return data, self.shown(*parsed), ancillary.parse(os.fsdecode(named))
 
-    def _sender(self, host: str, named: Address) -> Address:
+    def shown(self, host: str, named: Address) -> Address:
         """The address to show of a sender whose socket has this name."""
         ip = named.ip
         if is_any(ip):

@@ -1,13 +1,16 @@
 """Where datagrams go that a connected socket sends while nobody is at the other end.
 
 The sender's socket is connected to the sink in the kernel. The sink looks whether there is somebody
-by now; if not, the sender will be told, as by an ICMP message.
+by now; if not, the sender will be told, as by an ICMP message. As the kernel lets such a socket
+receive from the sink only, what others send to it comes by the host's inbox (`enclose`).
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,26 @@ if TYPE_CHECKING:
     from .stack import Fabric
 
 
+INBOX = "inbox"
+_SIZES = struct.Struct(">HH")
+
+
+def enclosed(receiver: str, sender: str, data: bytes) -> bytes:
+    """A datagram, and the names of the sockets that it is for, and from."""
+    names = os.fsencode(receiver), os.fsencode(sender)
+    return _SIZES.pack(*map(len, names)) + b"".join(names) + data
+
+
+def _opened(letter: bytes) -> tuple[str, str, bytes]:
+    """The opposite. ValueError: it is none."""
+    if len(letter) < _SIZES.size:
+        raise ValueError("too short")
+    first, second = _SIZES.unpack_from(letter)
+    end = _SIZES.size + first
+    receiver, sender = letter[_SIZES.size : end], letter[end : end + second]
+    return os.fsdecode(receiver), os.fsdecode(sender), letter[end + second :]
+
+
 class Sink:
     """The sink of one host."""
 
@@ -28,7 +51,10 @@ class Sink:
         self.name = f"{stack.network.key}/sink"
         self.path = stack.network.place(self.name)
         self._socket.bind(self.path)
-        threading.Thread(target=self._work, daemon=True, name="umvm-sink").start()
+        self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._inbox.bind(stack.network.place(f"{stack.network.key}/{INBOX}"))
+        for work in (self._work, self._take_in):
+            threading.Thread(target=work, daemon=True, name="umvm-sink").start()
 
     def _work(self) -> None:
         while True:
@@ -46,6 +72,21 @@ class Sink:
                 self._pass_on(sender, data, parsed[1])
             except OSError:
                 pass  # lost
+
+    def _take_in(self) -> None:
+        """Hand on what has come by the inbox, to those who are connected to its sender."""
+        while True:
+            try:
+                receiver, named, data = _opened(self._inbox.recv(1 << 18))
+                if not receiver:
+                    return
+                sock, sender = self._find(f"/{receiver}"), address.parse_name(named)
+                if sock is not None and sender is not None and sock.shown(*sender) == sock.peer:
+                    self._stack.outbox.send(self._socket, data, receiver)
+            except ValueError:
+                continue
+            except OSError:
+                return
 
     def _find(self, named: str) -> Datagram | None:
         from .datagram import Datagram
@@ -71,16 +112,22 @@ class Sink:
             if name is None:
                 sender.error = errno.ECONNREFUSED
             names = [name] if name is not None else []
+        if stack.capture is not None and sender.bound is not None:
+            stack.show(sender.bound, to, data)
         with stack.outbox.speaking_as(sender.letter, own, "") as voice:
             for name in names:
                 stack.outbox.send_over(stack.link_of(name), voice, data, name)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
+        inbox = f"{self._stack.network.key}/{INBOX}"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
                 last.sendto(b"", socket.MSG_DONTWAIT, self.path)
+                place = self._stack.network.place(inbox)
+                last.sendto(enclosed("", "", b""), socket.MSG_DONTWAIT, place)
         except OSError:
             pass
-        self._socket.close()
-        self._stack.network.unlink(self.name)
+        for sock, name in ((self._socket, self.name), (self._inbox, inbox)):
+            sock.close()
+            self._stack.network.unlink(name)

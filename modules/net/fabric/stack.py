@@ -9,30 +9,36 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from umvm.errors import NotFound, UsageError
+from core_accel.fabric import Home, SocketTable
+from umvm.errors import UsageError
 from umvm.interfaces.network import (
     SOCK_FLAGS,
     SOCK_MAX,
     SOCK_TYPE_MASK,
     Made,
     NetworkStack,
+    Socket,
     refusal,
 )
 
-from . import address, link
+from . import address, gateway, link, options
 from .address import ANY4, ANY6, BROADCAST, Address, fail, is_any, is_loopback, text
 from .datagram import Datagram
-from .forward import Forward, Outward, inward, reset
+from .forward import Forward
+from .gateway import Gateway
 from .link import PERFECT, Link, Wire
+from .managed import Managed
 from .network import DOMAIN, Host, Network
 from .outbox import Outbox
-from .ports import Ports
+from .ports import FIRST_EPHEMERAL, LAST_EPHEMERAL, Ports
 from .sink import Sink
 from .stream import Stream
 
 if TYPE_CHECKING:
+    from core_accel.fabric import SocketState
     from umvm import Request
     from umvm.routes import Route
 
@@ -51,16 +57,24 @@ TYPES: dict[int, type[Stream | Datagram]] = {
 NAME_SERVER = bytes([127, 0, 0, 53])
 
 
-class Fabric(NetworkStack):
+class Fabric(Managed, NetworkStack):
     """A host on a network."""
 
     def __init__(self, vm: Any, network: Network) -> None:
         """The network is left when the stack is closed."""
         self.vm, self.network = vm, network
+        self.table: SocketTable = vm.sockets.use_table(partial(_new_table, vm))
+        self.home = Home(
+            vm.sockets.add_home(self._adopt), network.fd, network.key.encode(),
+            network.ident.hex().encode(), random.randrange(FIRST_EPHEMERAL, LAST_EPHEMERAL),
+        )  # fmt: skip
+        network.seen, network.changed = self._tell_hosts, self._tell_own
         self.ports = {
-            protocol: Ports(vm.sockets.sweep) for each in PROTOCOLS.values() for protocol in each
+            protocol: Ports(vm.sockets.sweep, self.home, protocol)
+            for each in PROTOCOLS.values()
+            for protocol in each
         }
-        self.outbox = Outbox(network)
+        self.outbox = Outbox(network, self.home)
         self._sink: Sink | None = None
         self._links: Links | None = None
         self._lock = threading.Lock()
@@ -68,7 +82,56 @@ class Fabric(NetworkStack):
         self._closed = False
         self.wires: deque[Wire] = deque(maxlen=4096)
         self._helpers: list[Any] = [self.outbox]
+        self._tell_own()
         self._start_name_server()
+
+    def open_gateway(self, options: dict[str, str]) -> None:
+        """Let a way lead out of the network, if the options say so. UsageError."""
+        self.gateway = gateway.make(self, options)
+        if self.gateway is not None:
+            self._helpers.append(self.gateway)
+
+    gateway: Gateway | None = None
+
+    def net_log(self) -> list[dict[str, Any]]:
+        """What rules about the outside denied."""
+        return self.gateway.denied() if self.gateway is not None else []
+
+    def _own(self) -> Fabric:
+        return self
+
+    def _adopt(self, state: SocketState) -> Socket:
+        """The object for a socket that the engine made."""
+        return TYPES[state.kind](self, state.family, state.kind, state.protocol, state)
+
+    def make_first(self, first: bool) -> None:
+        """Is this the stack of all processes? The engine then makes the sockets."""
+        if first:
+            self.table.set_first(self.home)
+        elif self._first:
+            self.table.set_first(None)
+        self._first = first
+
+    _first = False
+
+    def _tell_own(self) -> None:
+        """Tell the engine of our host."""
+        own = self.network.host
+        self.home.set_own(own.ips)
+        seen = self.capture is not None
+        plain = not (own.down or own.settings or seen) and not self._changed_links()
+        self.home.set_state(not self._closed, plain, seen)
+
+    def _tell_hosts(self, stamp: int, hosts: dict[str, Host]) -> None:
+        """Tell the engine of the others."""
+        self.home.set_neighbours(
+            stamp,
+            [
+                (ip, host.key.encode(), not host.down and not host.settings)
+                for host in hosts.values()
+                for ip in host.ips
+            ],
+        )
 
     def _start_name_server(self) -> None:
         from .names import NameServer
@@ -116,8 +179,23 @@ class Fabric(NetworkStack):
                 from .links import Links
 
                 self._links = Links(self)
+                self._tell_own()
                 self._helpers.append(self._links)
             return self._links
+
+    def proc_net(self, name: str) -> bytes | None:
+        """A file of /proc/net."""
+        from .procnet import ProcNet
+
+        return ProcNet(self).text(name)
+
+    def _changed_links(self) -> bool:
+        """Do routes or addresses count that guests have made?"""
+        return self._links is not None and self._links.changed
+
+    def links_changed(self) -> None:
+        """A guest has changed a route or an address."""
+        self._tell_own()
 
     def describe(self) -> str:
         """The network and the host's addresses."""
@@ -141,6 +219,8 @@ class Fabric(NetworkStack):
     def close(self) -> None:
         """Leave the network."""
         self._closed = True
+        self.make_first(False)
+        self._tell_own()
         for wire in self.wires:
             wire.cut()
         for helper in [*self._forwards, *self._helpers]:
@@ -166,16 +246,28 @@ class Fabric(NetworkStack):
             return own, address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
         if ip in own.ips:
             return own, ip
+        source = self.source(ip)
+        owner = self.network.owner(ip)
+        if owner is not None and not owner.down and not self._parted(owner):
+            return owner, source
+        near = 3 if len(ip) == 4 else 8
+        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+
+    def source(self, ip: bytes) -> bytes:
+        """The address of ours to reach another host from. **Errors** ENETUNREACH; as routes say."""
+        own = self.network.host
+        if self._closed:
+            raise fail(errno.ENETDOWN)
+        if is_loopback(ip):
+            return address.LOOPBACK4 if len(ip) == 4 else address.LOOPBACK6
+        if ip in own.ips:
+            return ip
         source = next((mine for mine in own.ips if len(mine) == len(ip)), None)
         if self._links is not None:
             source = self._links.route(ip)
         if source is None or own.down:
             raise fail(errno.ENETUNREACH)
-        owner = self.network.owner(ip)
-        if owner is not None and not owner.down:
-            return owner, source
-        near = 3 if len(ip) == 4 else 8
-        raise fail(errno.EHOSTUNREACH if ip[:near] == source[:near] else errno.ENETUNREACH)
+        return source
 
     def listener(self, to: Address) -> str | None:
         """The name of a listener of this host's that is known to be at an address."""
@@ -235,9 +327,27 @@ class Fabric(NetworkStack):
     def link_to(self, host: Host) -> Link:
         """How the way to a host is."""
         own = self.network.host
+        way = PERFECT if self.capture is None else PERFECT._replace(seen=True)
         if host.key == own.key or not (host.settings or own.settings):
-            return PERFECT
-        return link.of(own.settings).with_other(link.of(host.settings))
+            return way
+        for settings in (own.settings, host.settings, *self._between(host)):
+            way = way.with_other(link.of(settings))
+        return way
+
+    def _between(self, host: Host) -> list[dict[str, Any]]:
+        """Settings for the way between our host and another one alone."""
+        own = self.network.host
+        pairs = ((own, host), (host, own))
+        return [one.settings.get("to", {}).get(other.key, {}) for one, other in pairs]
+
+    def _parted(self, host: Host) -> bool:
+        """Is the way to this host cut?"""
+        return any(settings.get("down") for settings in self._between(host))
+
+    def is_joined(self, key: str) -> bool:
+        """Can the host with this key be reached at all?"""
+        host = self.network.hosts().get(key)
+        return host is not None and not host.down and not self._parted(host)
 
     # --- datagrams -------------------------------------------------------------------------------
 
@@ -281,69 +391,35 @@ class Fabric(NetworkStack):
         ips = host.ips if host is not None else ()
         return next((ip for ip in ips if len(ip) == size), ANY4)
 
-    # --- what `umvm net` asks --------------------------------------------------------------------
 
-    @property
-    def network_name(self) -> str:
-        """The network that this host is on."""
-        return self.network.name
-
-    def net_show(self) -> dict[str, Any]:
-        """The network of this stack."""
-        return {"name": self.network.name, "host": self.network.host.names[0]}
-
-    def net_link(self, down: bool | None = None, **settings: float) -> dict[str, Any]:
-        """Take the host from the network, or put it back; change its link. What it is now."""
-        host = self.network.host
-        changed = {**host.settings, **settings}
-        self.network.update(
-            down=host.down if down is None else bool(down),
-            settings={key: value for key, value in changed.items() if value},
-        )
-        if down is not None and self._links is not None:
-            self._links.carrier(not down)
-        if down:
-            self._reset()
-            for wire in self.wires:
-                wire.cut()
-        return {"down": self.network.host.down, **self.network.host.settings}
-
-    def _reset(self) -> None:
-        """End the connections with other hosts."""
-        for pid in self.vm.guest_pids():
-            reset(self, pid)
-
-    def net_forward(
-        self, spec: str | None = None, delete: bool = False, out: bool = False
-    ) -> list[dict[str, str]]:
-        """Add or end a forward; those that there are, or the new one."""
-        if spec is None:
-            return [forward.describe() for forward in self._forwards]
-        if not delete:
-            new = Outward(self, spec) if out else inward(self, spec)
-            self._forwards.append(new)
-            return [new.describe()]
-        for forward in self._forwards:
-            if forward.listen == spec or forward.listen == f"127.0.0.1:{spec}":
-                self._forwards.remove(forward)
-                forward.close()
-                return []
-        raise NotFound(f"there is no forward of {spec}")
+def _new_table(vm: Any, limit: int) -> SocketTable:
+    """The table of a VM's sockets, that its engine looks at."""
+    table = SocketTable(limit)
+    table.set_options(options.TABLE)
+    vm.engine.set_socket_table(table)
+    return table
 
 
-def make(vm: Any, argument: str, options: dict[str, str]) -> Fabric:
+def make(vm: Any, argument: str, given: dict[str, str]) -> Fabric:
     """Join a network. UsageError: an option."""
-    unknown = set(options) - {"ip", "name"}
+    known = ("ip", "name", "gateway", *gateway.OPTIONS)
+    unknown = set(given) - set(known)
     if unknown:
-        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are ip, name)")
+        raise UsageError(f"fabric: unknown option {min(unknown)!r} (there are {', '.join(known)})")
     try:
-        ips = [address.packed(each) for each in options.get("ip", "").split(",") if each]
+        ips = [address.packed(each) for each in given.get("ip", "").split(",") if each]
     except ValueError as error:
         raise UsageError(f"fabric: {error}") from None
     for ip in ips:
         if is_loopback(ip) or address.is_any(ip) or address.is_multicast(ip) or ip[0] in (0, 255):
             raise UsageError(f"fabric: a host can't have the address {text(ip)}")
-    name = options.get("name") or vm.name
+    name = given.get("name") or vm.name
     network = Network(argument or vm.name, vm.name, name, ips)
     vm.init.clean_up(network.leftovers())
-    return Fabric(vm, network)
+    stack = Fabric(vm, network)
+    try:
+        stack.open_gateway(given)
+    except BaseException:
+        stack.close()
+        raise
+    return stack

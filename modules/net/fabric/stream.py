@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import struct
-import threading
 from typing import TYPE_CHECKING
 
 from umvm import Reply
@@ -28,6 +27,7 @@ from .outbox import duplicate
 if TYPE_CHECKING:
     import _socket
 
+    from core_accel.fabric import SocketState
     from umvm import Request
 
     from .network import Host
@@ -42,12 +42,27 @@ _TRIES = 64
 class Stream(InetSocket):
     """A TCP socket."""
 
-    def __init__(self, stack: Fabric, family: int, kind: int, protocol: int) -> None:
-        super().__init__(stack, family, kind, protocol)
+    def __init__(
+        self,
+        stack: Fabric,
+        family: int,
+        kind: int,
+        protocol: int,
+        state: SocketState | None = None,
+    ) -> None:
+        super().__init__(stack, family, kind, protocol, state)
         self._names: list[str] = []
-        self._called: Address | None = None
-        self._accepting = threading.Lock()
-        self._in_progress = False
+        self._shares = False
+
+    @property
+    def _called(self) -> Address | None:
+        """Whom its name tells: the first that it tried to connect to."""
+        found = self.state.called
+        return None if found is None else Address(*found)
+
+    @_called.setter
+    def _called(self, value: Address) -> None:
+        self.state.called = value
 
     @property
     def name(self) -> str:
@@ -93,6 +108,8 @@ class Stream(InetSocket):
             ]
         first = names[0]
         if self.reuseport:
+            self._shares = True
+            self.stack.home.share(1)
             first = f"{names[0]}~{os.fstat(copy.fileno()).st_ino}"
         network.unlink(first)
         copy.bind(network.place(first))
@@ -132,7 +149,7 @@ class Stream(InetSocket):
 
         The lock keeps others, who all are here, from taking it.
         """
-        if not self._accepting.acquire(blocking=False):
+        if not self.state.begin_accept():
             return None
         try:
             if not message.readable(copy, patience):
@@ -140,7 +157,7 @@ class Stream(InetSocket):
             found: tuple[int, object] = copy._accept()  # type: ignore[attr-defined]
             return found
         finally:
-            self._accepting.release()
+            self.state.end_accept()
 
     def _accepted(self, req: Request, flags: int, fd: int, named: object) -> Reply:
         call = address.parse_call(named, self.stack.network.ident)
@@ -148,8 +165,8 @@ class Stream(InetSocket):
             os.close(fd)
             raise fail(errno.ECONNABORTED)
         new = Stream(self.stack, self.family, self.kind, self.protocol)
-        new.bound, new.peer, new.reuse = call.server, call.client, self.reuse
-        new.options = dict(self.options)
+        new.bound, new.peer, new.state.reuse = call.server, call.client, self.reuse
+        new.options.inherit(self.options)
         try:
             if req.args[1]:
                 data = address.pack(self.family, call.client)
@@ -168,8 +185,8 @@ class Stream(InetSocket):
         """connect(2). **Errors** ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, EISCONN…"""
         to = address.read(req, req.args[1], signed(req.args[2]), self.family)
         with self.lock:
-            if self._in_progress and to is not None:
-                self._in_progress = False
+            if self.state.in_progress and to is not None:
+                self.state.in_progress = False
                 return DONE
             if self.peer is not None or self.listening:
                 raise fail(errno.EISCONN)
@@ -179,6 +196,9 @@ class Stream(InetSocket):
                 to = Address(address.LOOPBACK4 if len(to.ip) == 4 else address.LOOPBACK6, to.port)
             if len(to.ip) == 4 and self.family == socket.AF_INET6 and self.v6only:
                 raise fail(errno.ENETUNREACH)
+            gateway = self.stack.gateway
+            if gateway is not None and gateway.leads_to(to.ip):
+                return gateway.connect(req, self, to, self.stack.source(to.ip))
             host, source = self.stack.route(to.ip)
             if self.bound is not None and not is_any(self.bound.ip):
                 source = self.bound.ip
@@ -187,7 +207,7 @@ class Stream(InetSocket):
             if not self._connect(req, host, source, to):
                 raise fail(errno.ECONNREFUSED)
             self.peer = to
-            if self._in_progress:
+            if self.state.in_progress:
                 raise fail(errno.EINPROGRESS)
         return DONE
 
@@ -245,8 +265,33 @@ class Stream(InetSocket):
         call = address.parse_call(far.getsockname(), network.ident)
         assert call is not None
         self._called, self.bound = to, call.client
-        self.stack.wires.append(Wire(link, near, far))
+        seen = self.stack.conversation(call.client, to) if link.seen else None
+        self.stack.wires.append(Wire(link, near, far, seen))
         return True
+
+    def kept_copy(self, req: Request) -> _socket.socket:
+        """The guest's socket, for an answer that comes later."""
+        with self.copy(req) as copy:
+            return duplicate(copy)
+
+    def join(
+        self,
+        copy: _socket.socket,
+        source: bytes,
+        to: Address,
+        ready: dict[Tuple, socket.socket],
+        real: socket.socket,
+        place: str,
+    ) -> None:
+        """Connect to the gateway's socket at `place`, which finds `real` in `ready`."""
+        if self.peer is not None:
+            raise fail(errno.EISCONN)
+        self._name(copy, source, to)
+        assert self.bound is not None
+        ready[Tuple(Address(source, self.bound.port), to)] = real
+        copy.connect(self.stack.network.place(place))
+        self.peer = to
+        self._tell(copy)
 
     def _tell(self, copy: _socket.socket) -> None:
         """Let one that doesn't block believe that it took some time, as it does with TCP.
@@ -255,7 +300,7 @@ class Stream(InetSocket):
         buffer, to what it was, wakes them (sk_setsockopt() of net/core/sock.c).
         """
         if not os.get_blocking(copy.fileno()):
-            self._in_progress = True
+            self.state.in_progress = True
             size = copy.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             copy.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size // 2)
 
@@ -314,6 +359,8 @@ class Stream(InetSocket):
 
     def gone(self) -> None:
         """Remove the names."""
+        if self._shares:
+            self.stack.home.share(-1)
         self.stack.ports[self.protocol].release(self)
         for name in self._names:
             self.stack.network.unlink(name)
