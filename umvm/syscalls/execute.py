@@ -130,7 +130,8 @@ def _loader(
         wanted = interpreter_of(program)
         if wanted is not None:
             _interpreter(vm, req, wanted)
-    loader: bytes | None = vm.engine.load(req, program, name, front)
+    engine: Any = vm.engine  # which has an agent
+    loader: bytes | None = engine.load(req, program, name, front)
     return loader
 
 
