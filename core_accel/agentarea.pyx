@@ -54,6 +54,9 @@ cdef extern from "agent/layout.h":
         uint32_t ids[8]
     struct umvm_owners_hint:
         uint32_t on
+    struct umvm_notes:
+        uint64_t next
+    const int UMVM_OWNED, UMVM_OWNED_SIZE
     struct umvm_route_area:
         uint64_t stamp
         uint64_t shadow_dev
@@ -69,6 +72,7 @@ cdef extern from "agent/layout.h":
         uint64_t names[16]
         uint32_t texts_used
         uint32_t identity
+        uint64_t mark_epoch
         umvm_ids ids[2048]
         uint16_t text_index[8192]
         umvm_text texts[4096]
@@ -90,6 +94,7 @@ cdef extern from "agent/layout.h":
         uint64_t gated
         uint64_t walked
         uint64_t unpatched
+        umvm_notes notes
         uint8_t answered[4096]
         umvm_mailbox mailboxes[64]
     struct umvm_self:
@@ -98,8 +103,13 @@ cdef extern from "agent/layout.h":
         uint64_t bases[1]
     const int UMVM_UNIT_MS
 
-cdef extern from "stddef.h":
-    pass
+from libc.errno cimport ESRCH, errno
+
+cdef extern from "<sys/syscall.h>":
+    const long SYS_kcmp
+
+cdef extern from "<unistd.h>":
+    long syscall(long, ...)
 
 cdef extern from *:
     """
@@ -182,6 +192,7 @@ cdef class Area:
         self.route = <umvm_route_area *>(self._memory + (UMVM_ROUTE - UMVM_AGENT_BASE))
         self.state = <umvm_state *>(self._memory + (UMVM_STATE - UMVM_AGENT_BASE))
         self.route.shadow_dev = device
+        self.route.mark_epoch = 1
         self.route.shadow_len = len(shadow)
         self.route.owner = os.geteuid()
         memcpy(self.route.shadow, <const char *>shadow, len(shadow))
@@ -210,9 +221,13 @@ cdef class Area:
         return memoryview(self._map)[start:start + UMVM_GATES]
 
     def owners(self):
-        """What agents know of owners (Owners.set_hint)."""
+        """What agents know of owners, entries, and what guests did (Owners.set_hint)."""
         start = <unsigned char *>&self.route.owners - self._memory
-        return memoryview(self._map)[start:start + sizeof(umvm_owners_hint)]
+        ring = <unsigned char *>&self.state.notes - self._memory
+        entries = UMVM_OWNED - UMVM_AGENT_BASE
+        view = memoryview(self._map)
+        return (view[start:start + sizeof(umvm_owners_hint)],
+                view[entries:entries + UMVM_OWNED_SIZE], view[ring:ring + sizeof(umvm_notes)])
 
     def no_owners(self):
         """Agents ask about all calls on owners."""
@@ -281,6 +296,14 @@ cdef class Area:
     def set_identity(self, on):
         """May agents tell guests their ids by themselves?"""
         self.route.identity = 1 if on else 0
+
+    def marked(self, bint shared):
+        """Some process got another number: what agents know of theirs is void. ``shared``: it has
+        memory in common with another process, so that agents can't remember numbers any more."""
+        if shared:
+            self.route.mark_epoch = 0
+        elif self.route.mark_epoch:
+            self.route.mark_epoch += 1
 
     def set_record(self, int number, ids):
         """The ids of processes with this number (core_accel.engine.Engine.set_record)."""
@@ -383,6 +406,12 @@ def exe(int pid):
         raise OSError(-n if n < 0 else 14, "not loaded by umvm")
     text[4095] = 0
     return <bytes><char *>text
+
+
+def same_memory(int pid, int other):
+    """Have two processes all their memory in common (kcmp(2))? True if that can't be told."""
+    cdef long r = syscall(SYS_kcmp, pid, other, 1, 0, 0)
+    return r == 0 or (r < 0 and errno != ESRCH)
 
 
 def text_hash(bytes text not None):

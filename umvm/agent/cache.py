@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from core_accel import agentarea
 from umvm.agent.elf import PAGE
 
-FORMAT = [4, agentarea.ENTRY, agentarea.BASES]
+FORMAT = [5, agentarea.ENTRY, agentarea.BASES, agentarea.STUBS]
 """Changes with what copies look like; others are deleted."""
 LIMIT = 512 << 20
 """Bytes of copies kept; the oldest go first."""

@@ -33,6 +33,8 @@ class Marks:
         self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
         self._lock = threading.Lock()
         self._told: list[Callable[[int, Record], None]] = []
+        self.changed: Callable[[int], object] = bool
+        """Told of a process that has another record now, before it goes on."""
 
     def tell(self, told: Callable[[int, Record], None]) -> None:
         """Have `told(number, record)` called for each record, those to come included."""
@@ -74,6 +76,7 @@ class Marks:
                 resource.prlimit(pid, RLIMIT_LOCKS, (MARKED + number, hard))
             except ValueError:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+            self.changed(pid)
 
     def record(self, number: int) -> Record:
         """The record with a number."""

@@ -110,6 +110,8 @@ class Store:
             flags = flags & ~HAS_MODE | (HAS_MODE if (wanted ^ seen.real_mode) & 0o7777 else 0)
         if device is not None:
             flags |= HAS_TYPE
+        if seen.links == 0:
+            flags |= DEAD
         if (uid, gid) == (seen.uid, seen.gid) and not flags and seen.known <= 0:
             return
         rdev = seen.rdev if device is None else device
@@ -121,6 +123,12 @@ class Store:
         self.table.died(seen.dev, seen.ino)
         if seen.key in self.attributes and seen.known & HAS_XATTR:
             self.touched.add(seen.key)
+
+    def revive(self, seen: Seen) -> None:
+        """A file without a name is about to get one."""
+        record = self.get(*seen.key) if seen.known >= 0 else None
+        if record is not None and record.flags & DEAD:
+            self.put(record._replace(flags=record.flags & ~DEAD))
 
     # --- files of owners -------------------------------------------------------------------------
 

@@ -74,7 +74,9 @@ class _New:
         self.vm, self.req, self.identity, self.place = vm, req, identity, place
         self.caller: Caller = vm.procs.caller(req.tid)
         check_way(vm, identity, self.caller, place)
-        self.directory: Attr = attr_of(directory_of(vm, identity, place))
+        directory = directory_of(vm, identity, place)
+        self.dev = directory.dev
+        self.directory: Attr = attr_of(directory)
         if is_checked(self.caller, place):
             check_create(HOST, self.directory, self.caller)
         inherits = self.directory.mode & stat.S_ISGID
@@ -190,10 +192,11 @@ def sys_symlink(vm: VirtualMachine, req: Request, identity: Identity) -> Reply |
 
 @handles("link", "linkat")
 def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """link(2): the kernel makes it, if the guest may."""
+    """link(2): the kernel makes it, if the guest may.
+
+    A file without a name (O_TMPFILE) that gets one is no longer forgotten when it is closed.
+    """
     caller = vm.procs.caller(req.tid)
-    if caller.uid == 0:
-        return None
     a = req.args
     if req.nr == 86:
         olddir, old, newdir, new, flags = AT_FDCWD, a[0], AT_FDCWD, a[1], 0
@@ -205,11 +208,16 @@ def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | No
     )  # fmt: skip
     if source is None:
         return None
-    check_way(vm, identity, caller, source)
-    made = _new(vm, req, identity, newdir, new)
-    if made is not None and made.place.bind is source.bind:
-        attr = attr_of(see(vm, identity, source.path, source.flags))
-        check_link_source(HOST, attr, caller)
+    if caller.uid != 0:
+        check_way(vm, identity, caller, source)
+    seen = see(vm, identity, source.path, source.flags)
+    if caller.uid != 0:
+        made = _new(vm, req, identity, newdir, new)
+        if made is None or made.place.bind is not source.bind or made.dev != seen.dev:
+            return None
+        check_link_source(HOST, attr_of(seen), caller)
+    if seen.links == 0:
+        vm.owners.revive(seen)
     return None
 
 
