@@ -183,6 +183,12 @@ static int umvm_answer_new(struct umvm_hostcall *c, int dirfd, uint64_t addr, ui
     return known && r.mode & S_ISGID ? UMVM_TO_PYTHON : UMVM_PASS;
 }
 
+/* open(2) with O_CREAT or O_TMPFILE. The number of a file without a name may be known, of one that never had any. */
+static int umvm_answer_create(struct umvm_hostcall *c, int dirfd, uint64_t addr, uint64_t flags, uint32_t mode)
+{
+    return flags & O_TMPFILE & ~O_DIRECTORY ? UMVM_TO_PYTHON : umvm_answer_new(c, dirfd, addr, mode, 0600);
+}
+
 /* Does the name of an extended attribute say that only root may set it? */
 static int umvm_is_roots(struct umvm_hostcall *c, uint64_t addr)
 {
@@ -273,10 +279,10 @@ static int umvm_owned_by_nr(struct umvm_hostcall *c)
             return UMVM_PASS;
         return umvm_answer_rename(c, (int)a[2], a[3]);
     case SYS_open:
-        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600)
+        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_create(c, AT_FDCWD, a[0], a[1], a[2])
                                                               : umvm_answer_open(c, AT_FDCWD, a[0], a[1]);
     case SYS_openat:
-        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600)
+        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_create(c, first, a[1], a[2], a[3])
                                                               : umvm_answer_open(c, first, a[1], a[2]);
     case SYS_creat:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);

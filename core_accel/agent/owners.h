@@ -153,23 +153,16 @@ static NOINLINE int owned_stat(struct regs *r, const struct umvm_kind *k)
     return or_ask(r, &asked);
 }
 
-static long may(int dirfd, const char *path, int mask) { return SYS4(NR_FACCESSAT2, dirfd, path, mask, AT_EACCESS); }
-
+/* A file that is made is root's by itself; that of one without a name isn't known to be new. */
 static NOINLINE int owned_open(struct regs *r, const struct umvm_kind *k)
 {
     struct regs asked = *r;
     uint64_t flags = argument(r, k->flags), mode = argument(r, k->flags + 1);
-    const char *path = path_of(k, r, 0);
-    int dirfd = dir_of(k, r, 0), creates = (flags & (O_CREAT | TMPFILE_BIT)) != 0;
-    if (creates && (flags & TMPFILE_BIT || OWNERS->new_differ || OWNERS->special || (mode & 07600) != 0600))
+    if (flags & (O_CREAT | TMPFILE_BIT) &&
+        (flags & TMPFILE_BIT || OWNERS->new_differ || OWNERS->special || (mode & 07600) != 0600))
         return ask(r);
-    long e = flags & O_PATH ? 0 : may(dirfd, path, (flags & O_ACCMODE) == O_RDONLY ? 4 : (flags & O_ACCMODE) == O_WRONLY ? 2 : 6);
-    if (e == -EACCES || (e == -ENOENT && creates && flags & O_PATH))
-        return ask(r);
-    int what = decide_path(r, k);
-    if (what == RUN && e == -ENOENT && creates) /* it is a new file, so that opening it doesn't wait */
-        what = done(r, run_here(r));
-    return what == RUN ? RUN : or_ask(r, &asked);
+    make_path_call(r, k);
+    return or_ask(r, &asked);
 }
 
 /* access: what the user may, root may; and a file that the user may execute has such a bit. */

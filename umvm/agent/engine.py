@@ -56,8 +56,11 @@ class AgentEngine:
         marks: Marks | None = None,
     ) -> None:
         """As `Engine`; `shadow` is the VM's directory; `must_patch`: without a cache of patched
-        programs there is to be no agent; of `marks` that change agents are told. **Errors** OSError: that, no room, or programs can't be
-        executed in the shadow directory."""
+        programs there is to be no agent; when `marks` change, agents are told.
+
+        **Errors** OSError: no cache, no room, or programs can't be executed in the shadow
+        directory.
+        """
         if os.statvfs(shadow).f_flag & os.ST_NOEXEC:
             raise PermissionError(f"{os.fsdecode(shadow)}: programs can't be executed there")
         cache = default_directory()

@@ -124,11 +124,11 @@ class Store:
         if seen.key in self.attributes and seen.known & HAS_XATTR:
             self.touched.add(seen.key)
 
-    def revive(self, seen: Seen) -> None:
-        """A file without a name is about to get one."""
-        record = self.get(*seen.key) if seen.known >= 0 else None
-        if record is not None and record.flags & DEAD:
-            self.put(record._replace(flags=record.flags & ~DEAD))
+    def set_dead(self, seen: Seen, dead: bool) -> None:
+        """A file without a name gets one, or doesn't get it after all."""
+        record = self.get(*seen.key)
+        if record is not None:
+            self.put(record._replace(flags=record.flags & ~DEAD | (DEAD if dead else 0)))
 
     # --- files of owners -------------------------------------------------------------------------
 
