@@ -57,6 +57,9 @@ cdef extern from "agent/layout.h":
         uint32_t ids[8]
     struct umvm_owners_hint:
         uint32_t on
+    struct umvm_notes:
+        uint64_t next
+    const int UMVM_OWNED, UMVM_OWNED_SIZE
     struct umvm_route_area:
         uint64_t stamp
         uint64_t shadow_dev
@@ -74,6 +77,7 @@ cdef extern from "agent/layout.h":
         uint64_t names[16]
         uint32_t texts_used
         uint32_t identity
+        uint64_t mark_epoch
         umvm_ids ids[2048]
         uint16_t text_index[8192]
         umvm_text texts[4096]
@@ -96,6 +100,7 @@ cdef extern from "agent/layout.h":
         uint64_t gated
         uint64_t walked
         uint64_t unpatched
+        umvm_notes notes
         uint8_t answered[4096]
         umvm_mailbox mailboxes[64]
     struct umvm_self:
@@ -118,6 +123,13 @@ cdef extern from "agent/layout.h":
         uint64_t views[64]
         uint64_t generations[64]
         char rooms[24][16384]
+from libc.errno cimport ESRCH, errno
+
+cdef extern from "<sys/syscall.h>":
+    const long SYS_kcmp
+
+cdef extern from "<unistd.h>":
+    long syscall(long, ...)
 
 cdef extern from *:
     """
@@ -206,6 +218,7 @@ cdef class Area:
         self._views, self._room, self._free = {}, {}, list(range(UMVM_VIEWS))
         self.state.place_epoch = 1
         self.route.shadow_dev = device
+        self.route.mark_epoch = 1
         self.route.shadow_len = len(shadow)
         self.route.owner = os.geteuid()
         memcpy(self.route.shadow, <const char *>shadow, len(shadow))
@@ -234,9 +247,13 @@ cdef class Area:
         return memoryview(self._map)[start:start + UMVM_GATES]
 
     def owners(self):
-        """What agents know of owners (Owners.set_hint)."""
+        """What agents know of owners, entries, and what guests did (Owners.set_hint)."""
         start = <unsigned char *>&self.route.owners - self._memory
-        return memoryview(self._map)[start:start + sizeof(umvm_owners_hint)]
+        ring = <unsigned char *>&self.state.notes - self._memory
+        entries = UMVM_OWNED - UMVM_AGENT_BASE
+        view = memoryview(self._map)
+        return (view[start:start + sizeof(umvm_owners_hint)],
+                view[entries:entries + UMVM_OWNED_SIZE], view[ring:ring + sizeof(umvm_notes)])
 
     def no_owners(self):
         """Agents ask about all calls on owners."""
@@ -365,6 +382,14 @@ cdef class Area:
         """May agents tell guests their ids by themselves?"""
         self.route.identity = 1 if on else 0
 
+    def marked(self, bint shared):
+        """Some process got another number: what agents know of theirs is void. ``shared``: it has
+        memory in common with another process, so that agents can't remember numbers any more."""
+        if shared:
+            self.route.mark_epoch = 0
+        elif self.route.mark_epoch:
+            self.route.mark_epoch += 1
+
     def set_record(self, int number, ids):
         """The ids of processes with this number (core_accel.engine.Engine.set_record)."""
         cdef umvm_ids *own
@@ -468,6 +493,12 @@ def exe(int pid):
         raise OSError(-n if n < 0 else 14, "not loaded by umvm")
     text[4095] = 0
     return <bytes><char *>text
+
+
+def same_memory(int pid, int other):
+    """Have two processes all their memory in common (kcmp(2))? True if that can't be told."""
+    cdef long r = syscall(SYS_kcmp, pid, other, 1, 0, 0)
+    return r == 0 or (r < 0 and errno != ESRCH)
 
 
 def text_hash(bytes text not None):

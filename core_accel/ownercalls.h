@@ -12,9 +12,9 @@ static void umvm_show(struct umvm_hostcall *c)
 {
     struct umvm_real r;
     umvm_real_of(&c->x, &r);
-    pthread_mutex_lock(&c->o->lock);
-    umvm_owner_show(c->o->area, &r);
-    pthread_mutex_unlock(&c->o->lock);
+    umvm_owners_begin(c->o);
+    umvm_owner_show(c->o, &r);
+    umvm_owners_end(c->o);
     c->x.stx_uid = r.uid;
     c->x.stx_gid = r.gid;
     c->x.stx_mode = r.mode;
@@ -97,9 +97,9 @@ static int umvm_answer_access(struct umvm_hostcall *c, int mask)
     struct umvm_real r;
     int own = c->x.stx_uid == c->o->area->own_uid;
     umvm_real_of(&c->x, &r);
-    pthread_mutex_lock(&c->o->lock);
-    umvm_owner_show(c->o->area, &r);
-    pthread_mutex_unlock(&c->o->lock);
+    umvm_owners_begin(c->o);
+    umvm_owner_show(c->o, &r);
+    umvm_owners_end(c->o);
     if (mask & X_OK && !S_ISDIR(r.mode) && !(r.mode & 0111))
         return umvm_done(c, -EACCES);
     if (syscall(SYS_faccessat2, c->spot.fd, c->spot.path, mask, c->spot.flags | AT_EACCESS) == 0)
@@ -177,10 +177,16 @@ static int umvm_answer_new(struct umvm_hostcall *c, int dirfd, uint64_t addr, ui
     if (e)
         return -1 - e;
     umvm_real_of(&c->x, &r);
-    pthread_mutex_lock(&c->o->lock);
-    int known = umvm_owner_show(c->o->area, &r) != 0;
-    pthread_mutex_unlock(&c->o->lock);
+    umvm_owners_begin(c->o);
+    int known = umvm_owner_show(c->o, &r) != 0;
+    umvm_owners_end(c->o);
     return known && r.mode & S_ISGID ? UMVM_TO_PYTHON : UMVM_PASS;
+}
+
+/* open(2) with O_CREAT or O_TMPFILE. The number of a file without a name may be known, of one that never had any. */
+static int umvm_answer_create(struct umvm_hostcall *c, int dirfd, uint64_t addr, uint64_t flags, uint32_t mode)
+{
+    return flags & O_TMPFILE & ~O_DIRECTORY ? UMVM_TO_PYTHON : umvm_answer_new(c, dirfd, addr, mode, 0600);
 }
 
 /* Does the name of an extended attribute say that only root may set it? */
@@ -273,10 +279,10 @@ static int umvm_owned_by_nr(struct umvm_hostcall *c)
             return UMVM_PASS;
         return umvm_answer_rename(c, (int)a[2], a[3]);
     case SYS_open:
-        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, AT_FDCWD, a[0], a[2], 0600)
+        return a[1] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_create(c, AT_FDCWD, a[0], a[1], a[2])
                                                               : umvm_answer_open(c, AT_FDCWD, a[0], a[1]);
     case SYS_openat:
-        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_new(c, first, a[1], a[3], 0600)
+        return a[2] & (O_CREAT | O_TMPFILE) & ~O_DIRECTORY ? umvm_answer_create(c, first, a[1], a[2], a[3])
                                                               : umvm_answer_open(c, first, a[1], a[2]);
     case SYS_creat:
         return umvm_answer_new(c, AT_FDCWD, a[0], a[1], 0600);
@@ -314,6 +320,8 @@ static int umvm_owned_by_nr(struct umvm_hostcall *c)
     case SYS_llistxattr:
     case SYS_flistxattr:
         return c->o->area->xattrs ? UMVM_TO_PYTHON : UMVM_PASS;
+    case SYS_linkat: /* a file without a name gets one? */
+        return a[4] & (AT_EMPTY_PATH | AT_SYMLINK_FOLLOW) ? UMVM_TO_PYTHON : UMVM_PASS;
     case 452: /* fchmodat2 */
     case 463 ... 466: /* setxattrat … removexattrat */
         return UMVM_TO_PYTHON;
@@ -332,6 +340,7 @@ static int umvm_owned(struct umvm_owners *o, const struct seccomp_notif *q, stru
     c.spot.owned = 0;
     c.error = 0;
     c.value = 0;
+    umvm_owners_notice(o);
     int verdict = umvm_owned_by_nr(&c);
     umvm_spot_close(&c.spot);
     *value = c.value;

@@ -7,27 +7,12 @@
 #ifndef UMVM_OWNERS_H
 #define UMVM_OWNERS_H
 #include "kernel.h"
-#include "ownerhint.h"
+#include "ownernotes.h"
 #include "pathwalk.h"
 #include <linux/stat.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
-
-enum {
-    UMVM_HAS_MODE = 1,  /* `mode` & 07777 is shown while the real file has `real_mode` */
-    UMVM_HAS_TYPE = 2,  /* `mode` & S_IFMT and `rdev` are shown: a device */
-    UMVM_HAS_XATTR = 4, /* there are attributes, kept elsewhere */
-    UMVM_DEAD = 8,      /* its last name was removed */
-    UMVM_CHANGED = 16,  /* since umvm_owners_clean */
-    UMVM_GONE = 32,     /* no file's entry any more */
-};
-
-struct umvm_owner {
-    uint64_t dev, ino, guard, rdev;
-    uint32_t uid, gid, mode;
-    uint16_t real_mode, flags;
-};
 
 #define UMVM_REAL_UNKNOWN 0xFFFF /* a real_mode that is to be learnt */
 
@@ -51,7 +36,9 @@ struct umvm_owners {
     int fd;
     size_t room; /* bytes of address space */
     uint64_t proc_dev;
-    struct umvm_owners_hint *hint; /* for agents, or 0 */
+    struct umvm_owners_hint *hint; /* what agents know, or 0: there are none */
+    struct umvm_shown *shown;      /* … UMVM_SHOWN_SLOTS */
+    struct umvm_notes *notes;      /* what they did */
     pthread_mutex_t lock;
 };
 
@@ -105,8 +92,20 @@ static struct umvm_owner *umvm_owner_at(struct umvm_owners_area *a, uint64_t dev
     return e->ino || e->dev ? e : 0;
 }
 
-static inline void umvm_owner_touch(struct umvm_owners_area *a, struct umvm_owner *e)
+/* Has agents know the entry. */
+static void umvm_owner_publish(struct umvm_owners *o, const struct umvm_owner *e, uint64_t ctime)
 {
+    if (o->shown && !(e->flags & (UMVM_GONE | UMVM_DEAD)))
+        umvm_show_entry(&o->shown[umvm_shown_place(e->dev, e->ino)], e, ctime);
+}
+
+/* An entry changes, or has just changed. Lock held until that is done. */
+static void umvm_owner_touch(struct umvm_owners *o, struct umvm_owner *e)
+{
+    struct umvm_owners_area *a = o->area;
+    struct umvm_shown *s = o->shown ? &o->shown[umvm_shown_place(e->dev, e->ino)] : 0;
+    if (s && s->entry.dev == e->dev && s->entry.ino == e->ino)
+        umvm_show_entry(s, 0, 0);
     if (!a->logged || e->flags & UMVM_CHANGED)
         return;
     a->changes++;
@@ -114,13 +113,13 @@ static inline void umvm_owner_touch(struct umvm_owners_area *a, struct umvm_owne
 }
 
 /* Forgets; the slot stays taken, so that others behind it are found, and a database can be told. */
-static void umvm_owner_drop(struct umvm_owners_area *a, struct umvm_owner *e)
+static void umvm_owner_drop(struct umvm_owners *o, struct umvm_owner *e)
 {
     if (e->flags & UMVM_GONE)
         return;
-    umvm_owner_touch(a, e);
+    umvm_owner_touch(o, e);
     e->flags = UMVM_GONE | (e->flags & UMVM_CHANGED);
-    a->known--;
+    o->area->known--;
 }
 
 /* A table of twice the size, or of the same one without what is gone, behind the present one. */
@@ -154,12 +153,6 @@ static int umvm_owners_grow(struct umvm_owners *o)
     return 0;
 }
 
-static inline void umvm_owners_begin(struct umvm_owners *o)
-{
-    pthread_mutex_lock(&o->lock);
-    __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
-}
-
 static inline void umvm_owners_tell(struct umvm_owners *o)
 {
     const struct umvm_owners_area *a = o->area;
@@ -176,19 +169,11 @@ static inline void umvm_owners_tell(struct umvm_owners *o)
     __atomic_store_n(&h->on, a->plain && !a->split, __ATOMIC_RELEASE);
 }
 
-static inline void umvm_owners_end(struct umvm_owners *o)
-{
-    if (o->hint)
-        umvm_owners_tell(o);
-    __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
-    pthread_mutex_unlock(&o->lock);
-}
-
 /* --- one file ------------------------------------------------------------------------------------ */
 
 /* What the host says of a file: the part that the table works with. */
 struct umvm_real {
-    uint64_t dev, ino, guard, rdev;
+    uint64_t dev, ino, guard, rdev, ctime;
     uint32_t uid, gid, mode, links;
 };
 
@@ -200,6 +185,7 @@ static void umvm_real_of(const struct statx *x, struct umvm_real *r)
     r->rdev = umvm_device(x->stx_rdev_major, x->stx_rdev_minor);
     r->ino = x->stx_ino;
     r->guard = x->stx_mask & STATX_BTIME ? x->stx_btime.tv_sec * 1000000000ull + x->stx_btime.tv_nsec : 0;
+    r->ctime = x->stx_ctime.tv_sec * 1000000000ull + x->stx_ctime.tv_nsec;
     r->uid = x->stx_uid;
     r->gid = x->stx_gid;
     r->mode = x->stx_mode;
@@ -207,20 +193,20 @@ static void umvm_real_of(const struct statx *x, struct umvm_real *r)
 }
 
 /* The file's entry, or 0. Drops one that is another file's, of the same number. Lock held. */
-static struct umvm_owner *umvm_owner_find(struct umvm_owners_area *a, const struct umvm_real *r)
+static struct umvm_owner *umvm_owner_find(struct umvm_owners *o, const struct umvm_real *r)
 {
-    struct umvm_owner *e = umvm_owner_at(a, r->dev, r->ino);
+    struct umvm_owner *e = umvm_owner_at(o->area, r->dev, r->ino);
     if (!e || e->flags & UMVM_GONE)
         return 0;
     int other_kind = e->mode & S_IFMT && !(e->flags & UMVM_HAS_TYPE) && (e->mode ^ r->mode) & S_IFMT;
     if ((e->guard && r->guard && e->guard != r->guard) || (e->flags & UMVM_DEAD && r->links) || other_kind) {
-        umvm_owner_drop(a, e);
+        umvm_owner_drop(o, e);
         return 0;
     }
     if ((!e->guard && r->guard) || e->real_mode == UMVM_REAL_UNKNOWN) { /* from a file that doesn't tell */
         e->guard = e->guard ? e->guard : r->guard;
         e->real_mode = e->real_mode == UMVM_REAL_UNKNOWN ? r->mode & 07777 : e->real_mode;
-        umvm_owner_touch(a, e);
+        umvm_owner_touch(o, e);
     }
     return e;
 }
@@ -236,14 +222,16 @@ static uint32_t umvm_unknown_gid(const struct umvm_owners_area *a, uint32_t gid)
 }
 
 /* The real file as guests see it: `r` is changed. Lock held. */
-static const struct umvm_owner *umvm_owner_show(struct umvm_owners_area *a, struct umvm_real *r)
+static const struct umvm_owner *umvm_owner_show(struct umvm_owners *o, struct umvm_real *r)
 {
-    const struct umvm_owner *e = a->known ? umvm_owner_find(a, r) : 0;
+    const struct umvm_owners_area *a = o->area;
+    const struct umvm_owner *e = a->known ? umvm_owner_find(o, r) : 0;
     if (!e) {
         r->uid = umvm_unknown_uid(a, r->uid);
         r->gid = umvm_unknown_gid(a, r->gid);
         return 0;
     }
+    umvm_owner_publish(o, e, r->ctime);
     r->uid = e->uid;
     r->gid = e->gid;
     if (e->flags & UMVM_HAS_MODE && (r->mode & 07777) == e->real_mode)
@@ -259,7 +247,7 @@ static const struct umvm_owner *umvm_owner_show(struct umvm_owners_area *a, stru
 static struct umvm_owner *umvm_owner_make(struct umvm_owners *o, const struct umvm_real *r)
 {
     struct umvm_owners_area *a = o->area;
-    struct umvm_owner *e = umvm_owner_find(a, r);
+    struct umvm_owner *e = umvm_owner_find(o, r);
     if (e)
         return e;
     if (2 * (a->used + 1) > a->slots && umvm_owners_grow(o) < 0)
@@ -278,17 +266,120 @@ static struct umvm_owner *umvm_owner_make(struct umvm_owners *o, const struct um
     e->uid = umvm_unknown_uid(a, r->uid);
     e->gid = umvm_unknown_gid(a, r->gid);
     e->mode = r->mode;
-    e->flags = changed;
-    umvm_owner_touch(a, e);
+    e->flags = changed | (r->links ? 0 : UMVM_DEAD); /* closed, it is gone; see ownernames.py, link */
+    umvm_owner_touch(o, e);
     return e;
+}
+
+/* --- notes of guests ----------------------------------------------------------------------------- */
+
+/* Makes of an entry what chown(2) makes of the file. `mode`: the real one, afterwards; `seen`: of which kind it is. */
+static void umvm_entry_chown(struct umvm_owners *o, struct umvm_owner *e, uint32_t uid, uint32_t gid, uint32_t mode,
+                             uint32_t seen)
+{
+    e->uid = uid == (uint32_t)-1 ? e->uid : uid;
+    e->gid = gid == (uint32_t)-1 ? e->gid : gid;
+    if (!S_ISDIR(seen) && e->flags & UMVM_HAS_MODE) {
+        e->mode &= ~S_ISUID;
+        if (e->mode & S_IXGRP)
+            e->mode &= ~S_ISGID;
+        if ((e->mode & 07777) == e->real_mode)
+            e->flags &= ~UMVM_HAS_MODE;
+    }
+    if (!(e->flags & UMVM_HAS_MODE))
+        e->mode = (e->mode & S_IFMT) | (mode & 07777);
+    umvm_owner_touch(o, e);
+    umvm_owner_publish(o, e, 0);
+}
+
+/* The mode was to become `mode`, and the real one is `got`. 0, or −ENOMEM. */
+static int umvm_note_mode(struct umvm_owners *o, const struct umvm_real *r, uint32_t mode, uint32_t got)
+{
+    struct umvm_owner *e =
+        got != mode ? umvm_owner_make(o, r) : o->area->known ? umvm_owner_find(o, r) : 0;
+    if (!e)
+        return got != mode ? -ENOMEM : 0;
+    e->flags = got != mode ? e->flags | UMVM_HAS_MODE : e->flags & ~UMVM_HAS_MODE;
+    e->mode = (e->mode & S_IFMT) | mode;
+    e->real_mode = got;
+    o->area->special += S_ISDIR(r->mode) && mode & S_ISGID;
+    umvm_owner_touch(o, e);
+    umvm_owner_publish(o, e, 0);
+    return 0;
+}
+
+static void umvm_apply_note(struct umvm_owners *o, const struct umvm_note *n)
+{
+    struct umvm_real r = {n->dev, n->ino, n->guard, 0, 0, n->real_uid, n->real_gid, n->real_mode, n->links};
+    struct umvm_real seen = r;
+    struct umvm_owner *e;
+    switch (n->what) {
+    case UMVM_NOTE_CHOWN:
+        umvm_owner_show(o, &seen);
+        if ((e = umvm_owner_make(o, &r)))
+            umvm_entry_chown(o, e, n->uid, n->gid, r.mode, seen.mode);
+        break;
+    case UMVM_NOTE_CHMOD:
+        umvm_note_mode(o, &r, n->mode, r.mode & 07777);
+        break;
+    case UMVM_NOTE_DIED:
+        e = umvm_owner_at(o->area, n->dev, n->ino);
+        if (e && !(e->flags & UMVM_GONE) && e->guard == n->guard) {
+            e->flags |= UMVM_DEAD;
+            umvm_owner_touch(o, e);
+        }
+    }
+}
+
+/* Takes all notes there are. Lock held. */
+static void umvm_take_notes(struct umvm_owners *o)
+{
+    struct umvm_note note = {0};
+    uint64_t from = o->hint->taken, end = __atomic_load_n(&o->notes->next, __ATOMIC_ACQUIRE);
+    int sane = end - from <= UMVM_NOTES;
+    if (!sane)
+        end = from + UMVM_NOTES; /* some guest wrote that */
+    for (uint64_t i = from; i != end; i++)
+        if (umvm_take_note(o->notes, i, &note))
+            umvm_apply_note(o, &note);
+    if (!sane)
+        __atomic_store_n(&o->notes->next, end, __ATOMIC_RELEASE);
+    umvm_owners_tell(o);
+    __atomic_store_n(&o->hint->taken, end, __ATOMIC_RELEASE);
+}
+
+/* Everybody who looks into the table, or changes it, does so between these two. */
+static inline void umvm_owners_begin(struct umvm_owners *o)
+{
+    pthread_mutex_lock(&o->lock);
+    __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
+    if (o->notes && __atomic_load_n(&o->notes->next, __ATOMIC_ACQUIRE) != o->hint->taken)
+        umvm_take_notes(o);
+}
+
+static inline void umvm_owners_end(struct umvm_owners *o)
+{
+    if (o->hint)
+        umvm_owners_tell(o);
+    __atomic_add_fetch(&o->area->seq, 1, __ATOMIC_ACQ_REL);
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* Guests' notes are in the table afterwards. */
+static inline void umvm_owners_notice(struct umvm_owners *o)
+{
+    if (o->notes && __atomic_load_n(&o->notes->next, __ATOMIC_ACQUIRE) != o->hint->taken) {
+        umvm_owners_begin(o);
+        umvm_owners_end(o);
+    }
 }
 
 /* Is the file known? */
 static inline int umvm_owner_knows(struct umvm_owners *o, const struct umvm_real *r)
 {
-    pthread_mutex_lock(&o->lock);
-    int known = umvm_owner_find(o->area, r) != 0;
-    pthread_mutex_unlock(&o->lock);
+    umvm_owners_begin(o);
+    int known = umvm_owner_find(o, r) != 0;
+    umvm_owners_end(o);
     return known;
 }
 
@@ -299,7 +390,7 @@ static inline void umvm_owner_died(struct umvm_owners *o, uint64_t dev, uint64_t
     struct umvm_owner *e = umvm_owner_at(o->area, dev, ino);
     if (e && !(e->flags & UMVM_GONE)) {
         e->flags |= UMVM_DEAD;
-        umvm_owner_touch(o->area, e);
+        umvm_owner_touch(o, e);
     }
     umvm_owners_end(o);
 }
@@ -358,7 +449,7 @@ static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, st
     umvm_real_of(x, &real);
     seen = real;
     umvm_owners_begin(o);
-    const struct umvm_owner *old = umvm_owner_show(o->area, &seen);
+    const struct umvm_owner *old = umvm_owner_show(o, &seen);
     int has = old && old->flags & UMVM_HAS_XATTR;
     umvm_owners_end(o);
     if (has && attributes)
@@ -370,20 +461,8 @@ static int umvm_owner_chown(struct umvm_owners *o, const struct umvm_spot *s, st
     real.mode = x->stx_mode;
     umvm_owners_begin(o);
     struct umvm_owner *e = umvm_owner_make(o, &real);
-    if (e) {
-        e->uid = uid == (uint32_t)-1 ? e->uid : uid;
-        e->gid = gid == (uint32_t)-1 ? e->gid : gid;
-        if (!S_ISDIR(seen.mode) && e->flags & UMVM_HAS_MODE) {
-            e->mode &= ~S_ISUID;
-            if (e->mode & S_IXGRP)
-                e->mode &= ~S_ISGID;
-            if ((e->mode & 07777) == e->real_mode)
-                e->flags &= ~UMVM_HAS_MODE;
-        }
-        if (!(e->flags & UMVM_HAS_MODE))
-            e->mode = (e->mode & S_IFMT) | (real.mode & 07777);
-        umvm_owner_touch(o->area, e);
-    }
+    if (e)
+        umvm_entry_chown(o, e, uid, gid, real.mode, seen.mode);
     umvm_owners_end(o);
     return e ? 0 : -ENOMEM;
 }
@@ -400,16 +479,8 @@ static int umvm_owner_chmod(struct umvm_owners *o, const struct umvm_spot *s, co
         return error;
     uint32_t got = error ? real.mode & 07777 : wanted;
     umvm_owners_begin(o);
-    struct umvm_owner *e = got != mode ? umvm_owner_make(o, &real) : o->area->known ? umvm_owner_find(o->area, &real) : 0;
-    int failed = got != mode && !e;
-    if (e) {
-        e->flags = got != mode ? e->flags | UMVM_HAS_MODE : e->flags & ~UMVM_HAS_MODE;
-        e->mode = (e->mode & S_IFMT) | mode;
-        e->real_mode = got;
-        o->area->special += S_ISDIR(real.mode) && mode & S_ISGID;
-        umvm_owner_touch(o->area, e);
-    }
+    error = umvm_note_mode(o, &real, mode, got);
     umvm_owners_end(o);
-    return failed ? -ENOMEM : 0;
+    return error;
 }
 #endif

@@ -11,11 +11,18 @@ cdef extern from "owners.h":
         uint64_t slots, known, used, changes, special, xattrs
         uint32_t own_uid, own_gid, as_uid, as_gid, unknown, plain, split, new_differ, logged
     struct umvm_owners_hint:
+        uint64_t taken
         uint64_t owned[8]
+    struct umvm_shown:
+        uint64_t seq
+    struct umvm_notes:
+        uint64_t next
     struct umvm_owners:
         umvm_owners_area *area
         int fd
         umvm_owners_hint *hint
+        umvm_shown *shown
+        umvm_notes *notes
 
 
 cdef class Owners:

@@ -17,16 +17,17 @@ cdef extern from "owners.h":
         char *path
     int umvm_owners_open(umvm_owners *) nogil
     void umvm_hint_add(umvm_owners_hint *, uint64_t, uint64_t) nogil
+    void umvm_notes_begin(umvm_notes *) nogil
     void umvm_owners_begin(umvm_owners *) nogil
+    void umvm_owners_notice(umvm_owners *) nogil
     void umvm_owners_end(umvm_owners *) nogil
     umvm_owner *umvm_owner_slots(const umvm_owners_area *) nogil
     umvm_owner *umvm_owner_at(umvm_owners_area *, uint64_t, uint64_t) nogil
     void umvm_owner_died(umvm_owners *, uint64_t, uint64_t) nogil
-    umvm_owner *umvm_owner_find(umvm_owners_area *, const umvm_real *) nogil
     umvm_owner *umvm_owner_make(umvm_owners *, const umvm_real *) nogil
-    const umvm_owner *umvm_owner_show(umvm_owners_area *, umvm_real *) nogil
-    void umvm_owner_drop(umvm_owners_area *, umvm_owner *) nogil
-    void umvm_owner_touch(umvm_owners_area *, umvm_owner *) nogil
+    const umvm_owner *umvm_owner_show(umvm_owners *, umvm_real *) nogil
+    void umvm_owner_drop(umvm_owners *, umvm_owner *) nogil
+    void umvm_owner_touch(umvm_owners *, umvm_owner *) nogil
     long umvm_statx(const umvm_spot *, int more, unsigned mask, statx_t *) nogil
     void umvm_real_of(const statx_t *, umvm_real *) nogil
     int umvm_owner_chown(umvm_owners *, const umvm_spot *, statx_t *, uint32_t uid, uint32_t gid,
@@ -91,6 +92,7 @@ cdef class Owners:
         umvm_owners_close(&self.table)
 
     def __len__(self):
+        umvm_owners_notice(&self.table)
         return self.table.area.known
 
     def fileno(self):
@@ -118,17 +120,19 @@ cdef class Owners:
         self.table.area.split = split
         umvm_owners_end(&self.table)
 
-    def set_hint(self, area not None, numbers):
-        """Writable memory that agents see (Area.owners), and the calls it is for."""
-        cdef unsigned char[::1] view = area
+    def set_hint(self, area not None, shown not None, notes not None, numbers):
+        """Memory that agents see (Area.owners), and the calls it is for."""
+        cdef unsigned char[::1] view = area, slots = shown, written = notes
         cdef umvm_owners_hint *hint = <umvm_owners_hint *>&view[0]
+        cdef umvm_notes *ring = <umvm_notes *>&written[0]
         cdef umvm_owner *e
         cdef uint64_t bits[8]
         cdef uint64_t i
         memset(bits, 0, sizeof(bits))
         for nr in numbers:
             bits[nr // 64] |= <uint64_t>1 << (nr % 64)
-        self.area = view  # keeps it
+        self.area = view, slots, written  # keeps them
+        umvm_notes_begin(ring)
         umvm_owners_begin(&self.table)
         for i in range(self.table.area.slots):
             e = &umvm_owner_slots(self.table.area)[i]
@@ -136,7 +140,10 @@ cdef class Owners:
                 umvm_hint_add(hint, e.dev, e.ino)
         for i in range(8):
             hint.owned[i] = bits[i]
+        hint.taken = ring.next
         self.table.hint = hint
+        self.table.shown = <umvm_shown *>&slots[0]
+        self.table.notes = ring
         umvm_owners_end(&self.table)
 
     def set_logged(self, bint wanted):
@@ -161,7 +168,7 @@ cdef class Owners:
         umvm_real_of(&x, &real)
         seen = real
         umvm_owners_begin(&self.table)
-        e = umvm_owner_show(self.table.area, &seen)
+        e = umvm_owner_show(&self.table, &seen)
         if e is not NULL:
             known = e.flags
         umvm_owners_end(&self.table)
@@ -209,7 +216,7 @@ cdef class Owners:
         r.dev, r.ino, r.guard, uid, gid, r.mode, real_mode, rdev = values
         e = umvm_owner_at(self.table.area, r.dev, r.ino)
         if e is not NULL:
-            umvm_owner_drop(self.table.area, e)  # whoever's it was
+            umvm_owner_drop(&self.table, e)  # whoever's it was
         e = umvm_owner_make(&self.table, &r)
         if e is NULL:
             raise MemoryError()
@@ -218,7 +225,7 @@ cdef class Owners:
         e.real_mode = real_mode
         e.rdev = rdev
         e.flags = (e.flags & CHANGED_FLAG) | (flags & FREE_FLAGS)
-        umvm_owner_touch(self.table.area, e)
+        umvm_owner_touch(&self.table, e)
         if flags & HAS_XATTR:
             self.table.area.xattrs += 1
         if flags & HAS_MODE and e.mode & 0o172000 == 0o042000:
@@ -242,7 +249,7 @@ cdef class Owners:
             if not flags & GONE_FLAG:
                 self._set((dev, ino, guard, uid, gid, mode, real_mode, rdev), flags)
             elif known:
-                umvm_owner_drop(self.table.area, e)
+                umvm_owner_drop(&self.table, e)
         finally:
             self.table.area.logged = logged
             umvm_owners_end(&self.table)
@@ -255,7 +262,7 @@ cdef class Owners:
         for dev, ino in [*entries, *gone]:
             e = umvm_owner_at(self.table.area, dev, ino)
             if e is not NULL:
-                umvm_owner_touch(self.table.area, e)
+                umvm_owner_touch(&self.table, e)
         umvm_owners_end(&self.table)
 
     def entry(self, dev, ino):
@@ -273,7 +280,7 @@ cdef class Owners:
         umvm_owners_begin(&self.table)
         e = umvm_owner_at(self.table.area, dev, ino)
         if e is not NULL:
-            umvm_owner_drop(self.table.area, e)
+            umvm_owner_drop(&self.table, e)
         umvm_owners_end(&self.table)
 
     def died(self, dev, ino):
@@ -301,6 +308,7 @@ cdef class Owners:
         cdef uint64_t i
         found = []
         gone = []
+        umvm_owners_notice(&self.table)
         if not a.changes:
             return found, gone
         umvm_owners_begin(&self.table)

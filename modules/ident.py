@@ -9,6 +9,7 @@ Options:
   and none for others. The bounding set is limited to them.
 - `unknown=` whose files those are that no guest changed: `own`, the default: the files of the user
   who runs the VM are `uid`'s, and likewise for the group; `real`: as they are; `root`: all `uid`'s
+- `files=UID[:GID]` whose the files of the user who runs the VM are, by default `uid`'s and `gid`'s
 - `load=FILE` what is known of owners at first: saved by this module, fakeroot or pseudo
 - `save=FILE` where it is saved in the end: fakeroot's format, or a database if the name ends in .db
 - `owners=FILE` a database that is kept up to date all the time, and that VMs may share
@@ -34,7 +35,7 @@ from umvm.owners import adopt
 from umvm.routes import Identity as IdentityRoute
 
 _OPTIONS = frozenset(
-    ("uid", "gid", "groups", "caps", "lenient", "unknown", "load", "save", "owners")
+    ("uid", "gid", "groups", "caps", "lenient", "unknown", "files", "load", "save", "owners")
 )
 _UNKNOWN = {"own": 0, "real": 1, "root": 2}
 
@@ -44,12 +45,13 @@ class Ids(Identity):
 
     def __init__(
         self, uid: int, gid: int, groups: tuple[int, ...], lenient: bool = False,
-        caps: int | None = None, how: int = 0,
+        caps: int | None = None, how: int = 0, files: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self.lenient = lenient
         self._how = how
         self._first = login(uid, gid, groups, caps)
         self._own = os.geteuid(), os.getegid()
+        self._shown = (self._first.ruid, self._first.rgid) if files is None else files
 
     def first(self) -> Credentials:
         """As the options say."""
@@ -57,7 +59,7 @@ class Ids(Identity):
 
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
         """The real user's files are the guests', or none, or all of them."""
-        shown = self._first.ruid, self._first.rgid
+        shown = self._shown
         if self._how:
             return (uid, gid) if self._how == _UNKNOWN["real"] else shown
         return (
@@ -67,7 +69,7 @@ class Ids(Identity):
 
     def unknown(self) -> Unknown:
         """The same."""
-        return Unknown(self._how, self._own, (self._first.ruid, self._first.rgid))
+        return Unknown(self._how, self._own, self._shown)
 
 
 def _number(text: str, find: Callable[[str], int]) -> int:
@@ -113,7 +115,12 @@ def make(options: dict[str, str]) -> Ids:
     how = options.get("unknown", "own")
     if how not in _UNKNOWN:
         raise UsageError(f"ident: unknown={how} (there are {', '.join(_UNKNOWN)})")
-    return Ids(uid, gid, groups, "lenient" in options, caps, _UNKNOWN[how])
+    files = None
+    if "files" in options:
+        user, _, group = options["files"].partition(":")
+        owner = _number(user, _user)
+        files = owner, _number(group, _group) if group else _group_of(owner)
+    return Ids(uid, gid, groups, "lenient" in options, caps, _UNKNOWN[how], files)
 
 
 def umvm_start(vm: Any, options: dict[str, str]) -> list[IdentityRoute]:

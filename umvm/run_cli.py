@@ -198,9 +198,9 @@ def run(
     if user is not None or caps is not None:
         from umvm.become import module_of
 
-        if fakeroot and user is not None:
-            raise UsageError("--fakeroot and --user exclude each other")
-        identity |= specs.parse_module(module_of("0" if fakeroot else user, caps)[0])[1]
+        whole = "0" if fakeroot and user is None else user
+        identity |= specs.parse_module(module_of(whole, caps)[0])[1]
+        identity |= {"files": "0:0"} if fakeroot else {}
     variables = dict(settings.get("env", {})) | dict(_assignment(text) for text in env)
     argv = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
     from umvm.run import run as run_vm

@@ -105,7 +105,7 @@ class VirtualMachine:
             try:
                 return AgentEngine(
                     KINDS, self.dispatch, self._gone, self.shadow.path, self.creds.arrived,
-                    must_patch=kind == "auto",
+                    must_patch=kind == "auto", marks=self.marks,
                 )  # fmt: skip
             except OSError as error:
                 if kind == "agent":

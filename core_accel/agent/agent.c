@@ -369,10 +369,26 @@ static NOINLINE int with_ptrace(struct regs *r)
     return RUN;
 }
 
+/* The number of this process's record; 0: it never changed its credentials. UMVM_RECORDS: it can't be told. A process
+   that shares memory with another one, which isn't a thread, and gets another number ends the remembering. */
+static uint32_t mark_number(void)
+{
+    uint64_t epoch = ROUTE->mark_epoch, known = SELF->mark, limit[2];
+    if (epoch && known >> 32 == (uint32_t)epoch)
+        return (uint32_t)known;
+    if (SYS4(__NR_prlimit64, 0, UMVM_RLIMIT_LOCKS, 0, limit) < 0)
+        return UMVM_RECORDS;
+    uint64_t number = limit[0] - UMVM_MARKED;
+    if (number >= UMVM_RECORDS)
+        number = 0;
+    if (epoch)
+        SELF->mark = epoch << 32 | number;
+    return (uint32_t)number;
+}
+
 /* getuid and its relatives, where guests have ids of their own. 0: it isn't known here. */
 static NOINLINE int with_ids(struct regs *r)
 {
-    uint64_t limit[2];
     int at;
     switch (r->rax) {
     case __NR_getuid: at = 0; break;
@@ -381,11 +397,7 @@ static NOINLINE int with_ids(struct regs *r)
     case __NR_getegid: at = 5; break;
     default: return 0;
     }
-    if (SYS4(__NR_prlimit64, 0, UMVM_RLIMIT_LOCKS, 0, limit) < 0)
-        return 0;
-    uint64_t number = limit[0] - UMVM_MARKED;
-    if (number >= UMVM_RECORDS)
-        number = 0; /* it never changed them */
+    uint64_t number = mark_number();
     if (number >= UMVM_AGENT_IDS || !ROUTE->ids[number].valid)
         return 0;
     r->rax = ROUTE->ids[number].ids[at];
@@ -393,6 +405,7 @@ static NOINLINE int with_ids(struct regs *r)
 }
 
 #include "owners.h"
+#include "ownerchanges.h"
 /* A handler returns. The supervisor looks at the frame if a call that it was asked about by unpatched code may have been
    interrupted before it saw it (syscalls/restart.py); the frame is where the guest's stack pointer was, so the call is
    made at a gate that the entry jumps to instead of the stub. */

@@ -6,7 +6,7 @@
    nothing of the guest's can come to lie there. Guests can't write but the state. */
 #ifndef UMVM_AGENT_LAYOUT_H
 #define UMVM_AGENT_LAYOUT_H
-#include "../ownerhint.h"
+#include "../ownernotes.h"
 #include <stdint.h>
 
 #define UMVM_AGENT_BASE 0x70000000u
@@ -15,15 +15,17 @@
 #define UMVM_TEXT 0x70080000u       /* the loader's own text */
 #define UMVM_ROUTE 0x70100000u      /* struct umvm_route_area */
 #define UMVM_STATE 0x70200000u      /* struct umvm_state */
-#define UMVM_PLACES 0x70390000u     /* struct umvm_places */
-#define UMVM_STUBS 0x70400000u      /* stubs of patched files, up to the gate */
+#define UMVM_PLACES 0x70580000u     /* struct umvm_places */
+#define UMVM_OWNED 0x70600000u      /* struct umvm_shown[UMVM_SHOWN_SLOTS] */
+#define UMVM_OWNED_SIZE (UMVM_STUBS - UMVM_OWNED)
+#define UMVM_STUBS 0x70800000u      /* stubs of patched files, up to the gate */
 #define UMVM_GATE 0x71000000u       /* gates: each is a `syscall` that asks the supervisor */
 #define UMVM_GATES 4096u
 #define UMVM_GATE_SIZE 8u
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
-#define UMVM_ENV_STAMP 0x756d766d61676533ull /* changes with the layout */
+#define UMVM_ENV_STAMP 0x756d766d61676534ull /* changes with the layout */
 
 #define UMVM_NATIVELY 0x756d766d6e617469ull /* fourth argument of execve: not by the loader, and the path is the host's */
 
@@ -115,6 +117,7 @@ struct umvm_route_area {
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
     uint32_t texts_used;
     uint32_t identity;   /* guests have ids of their own: those in `ids` need no question */
+    uint64_t mark_epoch; /* changes when some process gets another number (RLIMIT_LOCKS); 0: ask each time */
     uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
     struct umvm_ids ids[UMVM_AGENT_IDS] __attribute__((aligned(4096)));
@@ -132,7 +135,7 @@ struct umvm_places {
     uint64_t generations[UMVM_SPACES];
     char rooms[UMVM_VIEWS][UMVM_VIEW_ROOM] __attribute__((aligned(4096)));
 };
-_Static_assert(sizeof(struct umvm_places) <= UMVM_STUBS - UMVM_PLACES, "the areas overlap");
+_Static_assert(sizeof(struct umvm_places) <= UMVM_OWNED - UMVM_PLACES, "the areas overlap");
 
 /* Where a path leads on the host. Written by any guest, so that readers look at `sequence` (odd: being written)
    before and afterwards. */
@@ -169,9 +172,10 @@ struct umvm_state {
     struct umvm_translation translations[UMVM_TRANSLATIONS] __attribute__((aligned(4096)));
     uint64_t gated, walked, unpatched; /* counters */
     uint8_t answered[UMVM_GATES] __attribute__((aligned(4096))); /* of each gate: has the supervisor answered? */
+    struct umvm_notes notes __attribute__((aligned(4096)));
     struct umvm_mailbox mailboxes[UMVM_MAILBOXES] __attribute__((aligned(4096)));
 };
-
+_Static_assert(UMVM_SHOWN_SLOTS * sizeof(struct umvm_shown) == UMVM_OWNED_SIZE, "the area has another size");
 _Static_assert(UMVM_STATE + sizeof(struct umvm_state) <= UMVM_PLACES, "the areas overlap");
 
 /* Private to a process; fork copies it, exec starts anew. */
@@ -185,6 +189,7 @@ struct umvm_self {
     uint32_t traced;
     uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
     uint32_t unlinked;   /* it is static, at a fixed address: code that it maps is not for it to jump to, but to translate */
+    uint64_t mark;       /* epoch << 32 | number that RLIMIT_LOCKS held then; 0: not known */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
     uint64_t place_epoch; /* `place` is the number of the process's record at this time */

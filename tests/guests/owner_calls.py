@@ -6,12 +6,16 @@ which compares real root with root in a VM.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import stat
 import sys
 from collections.abc import Callable
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW = -100, 0x1000, 0x400
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 IDS = (0, 33, 44, 1000, -1)
 MODES = (
     0,
@@ -116,6 +120,47 @@ class Sequence:
         os.fchmod(self.fd, self.mode())
         return None
 
+    def chown_empty(self) -> object:
+        """fchownat(2) with AT_EMPTY_PATH, which takes a descriptor of O_PATH too."""
+        ids = self.random.choice(IDS), self.random.choice(IDS)
+        return libc("fchownat", self.fd, b"", *ids, AT_EMPTY_PATH)
+
+    def chmod_link(self) -> object:
+        """By the name that libraries use for a descriptor."""
+        os.chmod(f"/proc/self/fd/{self.fd}", self.mode())
+        return None
+
+    def exchange(self) -> object:
+        names = self.name().encode(), self.name().encode()
+        flags = self.random.choice((0, RENAME_NOREPLACE, RENAME_EXCHANGE))
+        return libc("renameat2", AT_FDCWD, names[0], AT_FDCWD, names[1], flags)
+
+    def tmpfile(self) -> object:
+        """A file without a name gets one."""
+        fd = os.open(self.random.choice((".", "d", "e")), os.O_TMPFILE | os.O_RDWR, self.mode())
+        try:
+            seen = shown(os.fstat(fd))
+            source = b"/proc/self/fd/%d" % fd
+            libc("linkat", AT_FDCWD, source, AT_FDCWD, self.name().encode(), AT_SYMLINK_FOLLOW)
+            return seen
+        finally:
+            os.close(fd)
+
+    def renew(self) -> object:
+        """A file takes the place of one, as a program does that saves."""
+        name = self.name()
+        fd = os.open(f"{name}.new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            os.fchown(fd, self.random.choice(IDS), self.random.choice(IDS))
+            os.fchmod(fd, self.mode())
+            os.rename(f"{name}.new", name)
+        except OSError:
+            os.unlink(f"{name}.new")
+            raise
+        finally:
+            os.close(fd)
+        return shown(os.lstat(name))
+
     def fstat(self) -> object:
         return shown(os.fstat(self.fd))
 
@@ -198,8 +243,14 @@ class Sequence:
 CALLS = (
     "create create create mkdir mkdir symlink mknod link rename rename unlink unlink rmdir chown chown chown chmod chmod "
     "chmod fchown fchmod fstat keep keep opened opened opened access access truncate utime chdir listdir setxattr "
-    "setxattr getxattr removexattr umask"
+    "setxattr getxattr removexattr umask chown_empty chmod_link exchange renew renew tmpfile"
 ).split()
+
+
+def libc(name: str, *arguments: object) -> int:
+    if getattr(LIBC, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return 0
 
 
 def is_device(name: str) -> bool:
@@ -228,16 +279,27 @@ def tree(top: str) -> list[str]:
     return lines
 
 
-def as_user(sequence: Sequence, count: int) -> None:
-    """Some of the calls by somebody who isn't root, in a child process."""
+def become(sequence: Sequence, for_ever: bool) -> str:
+    """Root becomes some user; or for a while, keeping what it needs to become another one."""
     uid, gid, groups = sequence.random.choice(USERS)
+    if not for_ever:
+        os.seteuid(0)
+    os.setgroups(groups)
+    os.setresgid(*(gid, gid, gid) if for_ever else (-1, gid, 0))
+    os.setresuid(*(uid, uid, uid) if for_ever else (-1, uid, 0))
+    return f"  {uid}:{gid}"
+
+
+def as_user(sequence: Sequence, count: int) -> None:
+    """Some of the calls by somebody who isn't root, or by several in turn, in a child process."""
     sys.stdout.flush()
     if os.fork() == 0:
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        for_ever = sequence.random.random() < 0.6
+        who = become(sequence, for_ever)
         for _ in range(count):
-            print(f"  {uid}:{gid}", sequence.call(sequence.random.choice(CALLS)))
+            if not for_ever and sequence.random.random() < 0.3:
+                who = become(sequence, for_ever)
+            print(who, sequence.call(sequence.random.choice(CALLS)))
         sys.stdout.flush()
         os._exit(0)
     assert os.wait()[1] == 0

@@ -13,6 +13,8 @@ from harness import GUESTS, PYTHON, UMVM, Runner
 
 NOBODY = 65534
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+SEQUENCES = int(os.environ.get("UMVM_SEQUENCES", "12"))
+"""As many sequences are made of each kind; 2000 take some minutes."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root on the host")
 
 
@@ -31,7 +33,8 @@ def place() -> Iterator[Path]:
 def transcript(runner: Runner, place: Path, prefix: list[str], top: str, *numbers: int) -> str:
     guest = str(shutil.copy(GUESTS / "owner_calls.py", place))
     argv = [*prefix, *PYTHON, guest, str(place / top), *map(str, numbers)]
-    return runner.run(argv, env={"XDG_RUNTIME_DIR": str(place / "run")}, timeout=55).ok()
+    env = {"XDG_RUNTIME_DIR": str(place / "run"), "XDG_CACHE_HOME": str(place / "run")}
+    return runner.run(argv, env=env, timeout=max(55, SEQUENCES)).ok()
 
 
 @needs_root
@@ -42,7 +45,7 @@ def test_the_same_calls_as_real_root(runner: Runner, place: Path, user: str, fir
         if runner.run([*AS_NOBODY, *UMVM, "--version"]).status != 0:
             pytest.skip("nobody can't read this installation")
         prefix = [*AS_NOBODY, *prefix]
-    native = transcript(runner, place, [], "native", first, 12, 40)
-    vm = transcript(runner, place, prefix, "vm", first, 12, 40)
+    native = transcript(runner, place, [], "native", first, SEQUENCES, 40)
+    vm = transcript(runner, place, prefix, "vm", first, SEQUENCES, 40)
     assert native.count("\n") > 500 and "Permission denied" in native
     assert vm.splitlines() == native.splitlines()

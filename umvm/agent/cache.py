@@ -24,7 +24,7 @@ from umvm.agent.elf import PAGE
 
 SHARE = "UMVM_PATCH"
 """Environment variable for tests: how many per cent of the sites are patched (50, or 50:SEED)."""
-FORMAT = [5, agentarea.ENTRY, agentarea.BASES]
+FORMAT = [6, agentarea.ENTRY, agentarea.BASES, agentarea.STUBS]
 """Changes with what copies look like; others are deleted."""
 LIMIT = 512 << 20
 """Bytes of copies kept; the oldest go first."""

@@ -19,7 +19,8 @@ from core_accel.pathwalk import View
 from core_accel.request import Reply, Request
 from umvm.agent.cache import SHARE, default_directory
 from umvm.agent.patching import Patcher
-from umvm.agent.service import Agent
+from umvm.agent.service import Agent, shares_memory
+from umvm.guest.marks import Marks
 from umvm.guest.mounts import Where
 from umvm.guest.process import status
 from umvm.syscalls.kinds import SOCKETS
@@ -55,10 +56,14 @@ class AgentEngine:
         shadow: bytes,
         on_expected: Callable[[int], object] | None = None,
         must_patch: bool = False,
+        marks: Marks | None = None,
     ) -> None:
         """As `Engine`; `shadow` is the VM's directory; `must_patch`: without a cache of patched
-        programs there is to be no agent. **Errors** OSError: that, no room, or programs can't be
-        executed in the shadow directory."""
+        programs there is to be no agent; when `marks` change, agents are told.
+
+        **Errors** OSError: no cache, no room, or programs can't be executed in the shadow
+        directory.
+        """
         if os.statvfs(shadow).f_flag & os.ST_NOEXEC:
             raise PermissionError(f"{os.fsdecode(shadow)}: programs can't be executed there")
         cache = default_directory()
@@ -87,6 +92,8 @@ class AgentEngine:
             self.agent.area.set_cautious()
         self.set_hooks(())
         self.set_state(0, 0)
+        if marks is not None:
+            marks.changed = self._marked
 
     def _patcher(self, cache: Path) -> Patcher | None:
         try:
@@ -127,6 +134,9 @@ class AgentEngine:
 
     def _chdir(self, req: Request) -> None:
         self.agent.area.cwd_moved()
+
+    def _marked(self, pid: int) -> None:
+        self.agent.area.marked(shares_memory(pid))
 
     def _moves(self, req: Request) -> None:
         self.agent.area.forget()
@@ -203,7 +213,7 @@ class AgentEngine:
         """As `Engine.set_owners`."""
         self._owned = set(numbers)
         if owners is not None:
-            owners.set_hint(self.agent.area.owners(), self._owned)
+            owners.set_hint(*self.agent.area.owners(), self._owned)
         else:
             self.agent.area.no_owners()
         self._engine.set_owners(owners, self._owned)

@@ -12,6 +12,7 @@ import core_accel
 from core_accel import agentarea
 from core_accel.pathwalk import View
 from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
+from umvm.guest.process import status
 
 MAILBOXES = 64
 EM_X86_64 = 62
@@ -75,6 +76,20 @@ class Agent:
         return self.area.put(pid, program, name, front, direct)
 
 
+def shares_memory(pid: int) -> bool:
+    """Has a process its memory in common with its parent or a child, as after vfork(2)? Its agent
+    is then theirs, too."""
+    try:
+        fields = status(pid)
+        tgid, relatives = int(fields[b"Tgid"]), [int(fields[b"PPid"])]
+        for tid in os.listdir(f"/proc/{tgid}/task"):
+            with open(f"/proc/{tgid}/task/{tid}/children", "rb") as file:
+                relatives += map(int, file.read().split())
+    except (OSError, KeyError):
+        return True
+    return any(agentarea.same_memory(tgid, other) for other in relatives if other)
+
+
 def runnable(path: bytes) -> bool:
     """Is this a 64-bit program that the loader can open and we may execute?"""
     try:
@@ -97,4 +112,4 @@ def runnable(path: bytes) -> bool:
     return kind in (2, 3) and machine == EM_X86_64
 
 
-__all__ = ["Agent", "available", "loader_file", "runnable"]
+__all__ = ["Agent", "available", "loader_file", "runnable", "shares_memory"]

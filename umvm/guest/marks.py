@@ -36,6 +36,8 @@ class Marks:
         self._told: list[Callable[[int, Record], None]] = []
         self.moved: Callable[[], None] | None = None
         """Called after a process's mark has changed."""
+        self.changed: Callable[[int], object] = bool
+        """Told of a process that has another record now, before it goes on."""
 
     def tell(self, told: Callable[[int, Record], None]) -> None:
         """Have `told(number, record)` called for each record, those to come included."""
@@ -80,6 +82,7 @@ class Marks:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
             if self.moved is not None:
                 self.moved()
+            self.changed(pid)
 
     def record(self, number: int) -> Record:
         """The record with a number."""

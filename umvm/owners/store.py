@@ -110,6 +110,8 @@ class Store:
             flags = flags & ~HAS_MODE | (HAS_MODE if (wanted ^ seen.real_mode) & 0o7777 else 0)
         if device is not None:
             flags |= HAS_TYPE
+        if seen.links == 0:
+            flags |= DEAD
         if (uid, gid) == (seen.uid, seen.gid) and not flags and seen.known <= 0:
             return
         rdev = seen.rdev if device is None else device
@@ -121,6 +123,12 @@ class Store:
         self.table.died(seen.dev, seen.ino)
         if seen.key in self.attributes and seen.known & HAS_XATTR:
             self.touched.add(seen.key)
+
+    def set_dead(self, seen: Seen, dead: bool) -> None:
+        """A file without a name gets one, or doesn't get it after all."""
+        record = self.get(*seen.key)
+        if record is not None:
+            self.put(record._replace(flags=record.flags & ~DEAD | (DEAD if dead else 0)))
 
     # --- files of owners -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from umvm.guest.mounts import Mount
@@ -242,6 +243,12 @@ def see(vm: VirtualMachine, identity: Identity, path: bytes, flags: int = 0) -> 
         return seen
     uid, gid = identity.owner(seen.real_uid, seen.real_gid)
     return seen._replace(uid=uid, gid=gid)
+
+
+@cache
+def proc_device() -> int:
+    """The device number of /proc."""
+    return os.stat("/proc").st_dev
 
 
 def attr_of(seen: Seen) -> Attr:

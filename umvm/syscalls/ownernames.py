@@ -110,12 +110,19 @@ def _new(
     vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int
 ) -> _New | None:
     """None: it isn't to be made here, or can't be made."""
+    place = _place_of_new(vm, req, identity, dirfd, addr)
+    return None if place is None else _New(vm, req, identity, place)
+
+
+def _place_of_new(
+    vm: VirtualMachine, req: Request, identity: Identity, dirfd: int, addr: int
+) -> Place | None:
     place = place_at(vm, req, dirfd, addr, AT_SYMLINK_NOFOLLOW, True, SLASH_OK)
     if place is None or not place.missing or place.path.startswith(b"/proc/"):
         if place is not None:
             check_way(vm, identity, vm.procs.caller(req.tid), place)
         return None
-    return _New(vm, req, identity, place)
+    return place
 
 
 def _made(new: _New, make: Callable[[], object]) -> bool:
@@ -190,10 +197,11 @@ def sys_symlink(vm: VirtualMachine, req: Request, identity: Identity) -> Reply |
 
 @handles("link", "linkat")
 def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | None:
-    """link(2): the kernel makes it, if the guest may."""
+    """link(2): the kernel makes it, if the guest may.
+
+    A file without a name (O_TMPFILE) that gets one is no longer forgotten when it is closed.
+    """
     caller = vm.procs.caller(req.tid)
-    if caller.uid == 0:
-        return None
     a = req.args
     if req.nr == 86:
         olddir, old, newdir, new, flags = AT_FDCWD, a[0], AT_FDCWD, a[1], 0
@@ -205,12 +213,36 @@ def sys_link(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | No
     )  # fmt: skip
     if source is None:
         return None
+    seen = see(vm, identity, source.path, source.flags)
+    nameless = seen.links == 0 and seen.known >= 0
+    if caller.uid == 0 and not nameless:
+        return None
     check_way(vm, identity, caller, source)
-    made = _new(vm, req, identity, newdir, new)
-    if made is not None and made.place.bind is source.bind:
-        attr = attr_of(see(vm, identity, source.path, source.flags))
-        check_link_source(HOST, attr, caller)
-    return None
+    target = _place_of_new(vm, req, identity, newdir, new)
+    if target is None or target.slash or target.bind is not source.bind:
+        return None
+    check_way(vm, identity, caller, target)
+    above = directory_of(vm, identity, target)
+    if above.dev != seen.dev:
+        return None
+    if caller.uid != 0:
+        check_link_source(HOST, attr_of(seen), caller)
+        check_create(HOST, attr_of(above), caller)
+    return _name(vm, seen, source, target) if nameless else None
+
+
+def _name(vm: VirtualMachine, seen: Seen, source: Place, target: Place) -> Reply:
+    """Give a name to a file that is open and has none."""
+    base = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    vm.owners.set_dead(seen, False)
+    try:
+        os.link(source.path, target.path, src_dir_fd=base, follow_symlinks=True)
+    except OSError:
+        vm.owners.set_dead(seen, True)
+        raise
+    finally:
+        os.close(base)
+    return DONE
 
 
 # --- open -----------------------------------------------------------------------------------------
@@ -402,11 +434,17 @@ def sys_rename(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
     return DONE
 
 
+def _holds(directory: bytes, path: bytes) -> bool:
+    return path.startswith(directory + b"/")
+
+
 def _check_rename(
     vm: VirtualMachine, identity: Identity, caller: Caller, source: Place, moved: Seen,
     target: Place, replaced: Seen | None, flags: int,
 ) -> None:  # fmt: skip
     """The checks of vfs_rename(). **Errors** EACCES, EPERM, ENOTDIR, EISDIR."""
+    if _holds(source.path, target.path) or _holds(target.path, source.path):
+        return  # EINVAL, ENOTEMPTY: before anybody is asked
     attr, is_dir = attr_of(moved), stat.S_ISDIR(moved.mode)
     old_dir = attr_of(directory_of(vm, identity, source))
     new_dir = attr_of(directory_of(vm, identity, target))

@@ -36,6 +36,7 @@ from umvm.syscalls.hostfiles import (
     is_checked,
     place_at,
     place_of_fd,
+    proc_device,
     see,
 )  # fmt: skip
 from umvm.syscalls.identity import credentials
@@ -199,6 +200,10 @@ def _chown(
         left = {name: value for name, value in attributes.items() if name != CAPABILITY}
         store.set_attributes(seen, left)
     store.table.chown(place.path, place.flags, uid, gid)
+    kept = without_set_ids(attr_of(seen), caller)
+    goes = seen.mode & ~kept & stat.S_ISGID and not stat.S_ISDIR(seen.mode)
+    if goes and not seen.mode & stat.S_IXGRP:  # else it has gone already
+        store.table.chmod(place.path, place.flags, kept)
     return DONE
 
 
@@ -264,7 +269,7 @@ def _chmod(
     caller = vm.procs.caller(req.tid)
     check_way(vm, identity, caller, place)
     seen = see(vm, identity, place.path, place.flags)
-    if stat.S_ISLNK(seen.mode) or (place.path.startswith(b"/proc/") and place.base):
+    if stat.S_ISLNK(seen.mode) or (place.path.startswith(b"/proc/") and seen.dev == proc_device()):
         return None
     vm.owners.table.chmod(place.path, place.flags, new_mode(attr_of(seen), caller, mode))
     return DONE

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import struct
-from functools import cache
 from typing import TYPE_CHECKING
 
 from umvm.guest.procidentity import owner
@@ -22,7 +21,7 @@ from umvm.syscalls.context import (
     locate,
     signed,
 )  # fmt: skip
-from umvm.syscalls.hostfiles import CALLS, Handler
+from umvm.syscalls.hostfiles import CALLS, Handler, proc_device
 
 if TYPE_CHECKING:
     from umvm.vm import VirtualMachine
@@ -31,11 +30,6 @@ STATX = 332
 _DEV, _OWNER, _MODE = 0, 28, 24
 _STATX_DEV, _STATX_OWNER, _STATX_MODE = 136, 20, 28
 """Where things are in struct stat and struct statx."""
-
-
-@cache
-def _proc_device() -> int:
-    return os.stat("/proc").st_dev
 
 
 def _path(vm: VirtualMachine, req: Request) -> bytes | None:
@@ -60,7 +54,7 @@ def _correct(vm: VirtualMachine, req: Request, out: int, dev: int, at: int, mode
         device = os.makedev(*struct.unpack("=II", req.read(out + dev, 8)))
     else:
         (device,) = struct.unpack("=Q", req.read(out + dev, 8))
-    if device != _proc_device():
+    if device != proc_device():
         return
     try:
         path = _path(vm, req)
