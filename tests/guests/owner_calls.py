@@ -7,6 +7,7 @@ which compares real root with root in a VM.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import random
 import stat
@@ -66,10 +67,11 @@ class Sequence:
     def create(self) -> object:
         flags = self.random.choice((0, os.O_EXCL, os.O_TRUNC))
         name, mode = self.name(), self.mode()
-        if os.path.exists(name) and is_device(name):
+        there = os.path.exists(name)
+        if there and is_device(name):
             return "a device"
         fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK | flags, mode)
-        os.close(fd)
+        (use if there else os.close)(fd)
         return "made"
 
     def mkdir(self) -> object:
@@ -179,7 +181,7 @@ class Sequence:
         name = self.name()
         if is_device(name):
             return "a device"
-        os.close(os.open(name, flags | os.O_NONBLOCK))
+        use(os.open(name, flags | os.O_NONBLOCK))
         return "opened"
 
     def listdir(self) -> object:
@@ -251,6 +253,16 @@ def libc(name: str, *arguments: object) -> int:
     if getattr(LIBC, name)(*arguments) < 0:
         raise OSError(ctypes.get_errno(), name)
     return 0
+
+
+def use(fd: int) -> None:
+    """Write to a file that is open for writing, and close it: set-id bits go with the open here."""
+    writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    try:
+        if writable and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.write(fd, b"x")
+    finally:
+        os.close(fd)
 
 
 def is_device(name: str) -> bool:
