@@ -132,7 +132,9 @@ cdef class Owners:
         for nr in numbers:
             bits[nr // 64] |= <uint64_t>1 << (nr % 64)
         self.area = view, slots, written  # keeps them
-        umvm_notes_begin(ring)
+        cdef bint first = self.table.notes != ring  # else guests may be writing to it
+        if first:
+            umvm_notes_begin(ring)
         umvm_owners_begin(&self.table)
         for i in range(self.table.area.slots):
             e = &umvm_owner_slots(self.table.area)[i]
@@ -140,7 +142,8 @@ cdef class Owners:
                 umvm_hint_add(hint, e.dev, e.ino)
         for i in range(8):
             hint.owned[i] = bits[i]
-        hint.taken = ring.next
+        if first:
+            hint.taken = ring.next
         self.table.hint = hint
         self.table.shown = <umvm_shown *>&slots[0]
         self.table.notes = ring

@@ -456,5 +456,8 @@ def _check_rename(
     else:
         kind = replaced.mode if flags & RENAME_EXCHANGE else moved.mode
         check_delete(HOST, new_dir, attr_of(replaced), caller, stat.S_ISDIR(kind))
-    if is_dir and parent(source.full or source.path) != parent(target.full or target.path):
-        permit(HOST, attr, caller, 2)
+    if parent(source.full or source.path) != parent(target.full or target.path):
+        if is_dir:
+            permit(HOST, attr, caller, WRITE)
+        if flags & RENAME_EXCHANGE and replaced is not None and stat.S_ISDIR(replaced.mode):
+            permit(HOST, attr_of(replaced), caller, WRITE)
