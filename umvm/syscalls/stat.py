@@ -303,7 +303,8 @@ def _readlink(
         if where.mount is None:
             special = vm.proc.readlink(where.host, req.tid)
             if special is None:
-                if not where.changed or not may_answer(vm, req):
+                own = where.host in (b"/proc/self", b"/proc/thread-self")  # not the supervisor's
+                if own or not where.changed or not may_answer(vm, req):
                     return run_host(vm, req, (index, where))
                 special = os.readlink(host_path(where))
             target = special
