@@ -123,14 +123,6 @@ cdef extern from "agent/layout.h":
         uint64_t views[64]
         uint64_t generations[64]
         char rooms[24][16384]
-from libc.errno cimport ESRCH, errno
-
-cdef extern from "<sys/syscall.h>":
-    const long SYS_kcmp
-
-cdef extern from "<unistd.h>":
-    long syscall(long, ...)
-
 cdef extern from *:
     """
     #include <stddef.h>
@@ -493,12 +485,6 @@ def exe(int pid):
         raise OSError(-n if n < 0 else 14, "not loaded by umvm")
     text[4095] = 0
     return <bytes><char *>text
-
-
-def same_memory(int pid, int other):
-    """Have two processes all their memory in common (kcmp(2))? True if that can't be told."""
-    cdef long r = syscall(SYS_kcmp, pid, other, 1, 0, 0)
-    return r == 0 or (r < 0 and errno != ESRCH)
 
 
 def text_hash(bytes text not None):

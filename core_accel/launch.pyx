@@ -7,7 +7,7 @@ import socket
 import struct
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.errno cimport errno
+from libc.errno cimport ESRCH, errno
 from libc.stdint cimport uint64_t
 
 cdef extern from "launch.h":
@@ -31,6 +31,9 @@ cdef extern from "launch.h":
     long umvm_pidfd_getfd(int pidfd, int fd) nogil
 cdef extern from "unistd.h":
     int fork() nogil
+    long syscall(long, ...)
+cdef extern from "sys/syscall.h":
+    const long SYS_kcmp
 cdef extern from "sys/prctl.h":
     int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
 cdef extern from "sys/inotify.h":
@@ -196,6 +199,12 @@ def watch_directory(int fd, bytes path, unsigned int mask):
     if watch < 0:
         raise OSError(errno, f"inotify: {os.strerror(errno)}")
     return watch
+
+
+def same_memory(int pid, int other):
+    """Have two processes all their memory in common (kcmp(2))? True if that can't be told."""
+    cdef long r = syscall(SYS_kcmp, pid, other, 1, 0, 0)
+    return r == 0 or (r < 0 and errno != ESRCH)
 
 
 def watch(int guest):

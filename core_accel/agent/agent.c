@@ -268,50 +268,7 @@ static NOINLINE int with_exec(struct regs *r)
     return e == 0 ? RUN : e == 1 ? ask(r) : done(r, e);
 }
 
-/* Is memory of the agent in this range? */
-static inline int is_ours(uint64_t address, uint64_t size)
-{
-    return address < UMVM_GATE + UMVM_GATES * UMVM_GATE_SIZE && address + size > UMVM_AGENT_BASE;
-}
-
-/* Memory is mapped over, unmapped or protected: the vDSO's functions may be gone, or the pages before it that they read. */
-static inline void leave_clock(uint64_t address, uint64_t size)
-{
-    uint64_t clock = (uint64_t)SELF->clock;
-    if (address < clock + 4096 && address + size > clock - 65536)
-        SELF->clock = 0;
-}
-
-static NOINLINE int with_mmap(struct regs *r)
-{
-    uint64_t flags = r->r10;
-    if (flags & 0x10) { /* MAP_FIXED */
-        maps_changed();
-        leave_clock(r->rdi, r->rsi);
-        if (is_ours(r->rdi, r->rsi))
-            return done(r, -ENOMEM);
-    }
-    if (flags & 0x20) /* MAP_ANONYMOUS */
-        return RUN;
-    if (served_fd((int)r->r8))
-        return ask(r);
-    if (!(r->rdx & 4))
-        return RUN;
-    long a = run_here(r);
-    if (a < 0 && a > -4096)
-        return done(r, a);
-    struct stat st;
-    if (r->rdx == 5 && (flags & 0xf) == 2 && SYS2(__NR_fstat, r->r8, &st) == 0 &&
-        patch_mapping((int)r->r8, &st, (uint64_t)a, r->rsi, r->r9) == 0) {
-        /* not known yet: the supervisor sees the mapping made once more, and has the file analysed */
-        struct regs again = *r;
-        again.rdi = (uint64_t)a;
-        again.r10 |= 0x10;
-        __atomic_add_fetch(&STATE->unpatched, 1, __ATOMIC_RELAXED);
-        ask_gate(&again);
-    }
-    return done(r, a);
-}
+#include "maps.h"
 
 static NOINLINE int with_clone(struct regs *r)
 {
@@ -331,35 +288,7 @@ static NOINLINE int with_clone(struct regs *r)
     return RUN;
 }
 
-/* struct sockaddr: only AF_UNIX names files. */
-static int names_file(uint64_t address, uint64_t length)
-{
-    return address && length >= 2 && readable(address, 2) && *(const uint16_t *)address == 1;
-}
-
-static NOINLINE int with_address(struct regs *r, int flow)
-{
-    uint64_t address, length;
-    if (flow == UMVM_F_SENDMSG) {
-        if (!readable(r->rsi, 16))
-            return RUN;
-        address = *(const uint64_t *)r->rsi;
-        length = *(const uint32_t *)(r->rsi + 8);
-    } else if (flow == UMVM_F_SENDTO)
-        address = r->r8, length = r->r9;
-    else
-        address = r->rsi, length = r->rdx;
-    return names_file(address, length) ? ask(r) : RUN;
-}
-
-/* The address of a socket: shown as it is, unless it is a file's. */
-static NOINLINE int with_sockname(struct regs *r)
-{
-    int domain = 0, size = sizeof domain;
-    return SYS6(__NR_getsockopt, r->rdi, 1 /* SOL_SOCKET */, 39 /* SO_DOMAIN */, &domain, &size, 0) == 0 && domain == 1
-               ? ask(r)
-               : RUN;
-}
+#include "sockets.h"
 
 static NOINLINE int with_ptrace(struct regs *r)
 {

@@ -9,7 +9,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import core_accel
-from core_accel import agentarea
+from core_accel import agentarea, launch
 from core_accel.pathwalk import View
 from umvm.agent.calls import AGENT_KINDS, ODD_NAMES
 from umvm.guest.process import status
@@ -87,7 +87,7 @@ def shares_memory(pid: int) -> bool:
                 relatives += map(int, file.read().split())
     except (OSError, KeyError):
         return True
-    return any(agentarea.same_memory(tgid, other) for other in relatives if other)
+    return any(launch.same_memory(tgid, other) for other in relatives if other)
 
 
 def runnable(path: bytes) -> bool:

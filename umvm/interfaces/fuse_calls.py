@@ -15,18 +15,17 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from core_accel.lazy import logger
-
 from .filesystem import FileHandle, FileSystem, caller
 from .fuse_options import FuseOptions
 from .fuse_structs import config_of, connection, options_of
 
-log = logger("umvm.fuse")
+log = logging.getLogger("umvm.fuse")
 
 _MODULES = ("fuse", "fusepy", "mfusepy")
 _TRIVIAL = ("access", "flush", "fsync", "fsyncdir")  # their default does nothing and succeeds
