@@ -148,7 +148,11 @@ def test_every_call_has_a_flow() -> None:
     for row in table.ROWS:
         flow = AGENT_KINDS[row.nr][0]
         assert flow in agentarea.FLOWS
-        if row.verdict is not table.Verdict.TRAPPED and row.name not in ("ptrace", "seccomp", "vfork"):
+        if row.verdict is not table.Verdict.TRAPPED and row.name not in (
+            "ptrace",
+            "seccomp",
+            "vfork",
+        ):
             assert flow == "run", row
         if row.verdict is table.Verdict.TRAPPED:
             assert flow != "run", row
