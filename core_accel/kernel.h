@@ -102,11 +102,9 @@ static inline int umvm_conclude(int listener, uint64_t id, const struct umvm_ver
         return 0;
     if (v->kind != UMVM_FD)
         return umvm_answer(listener, id, v->number, v->kind == UMVM_ERROR ? v->number : 0, v->kind == UMVM_RUN);
-    struct seccomp_notif_addfd a = {.id = id, .flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = (uint32_t)v->number,
-                                    .newfd_flags = v->cloexec ? O_CLOEXEC : 0};
-    int n = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &a) < 0 ? errno : 0; /* the number there is the answer */
-    close((int)v->number);
-    return n == 0 || n == ENOENT ? 0 : umvm_answer(listener, id, 0, n, 0);
+    int n = umvm_addfd(listener, id, (int)v->number, v->cloexec, -1);
+    close((int)v->number); /* before the guest goes on: a file that we had open for writing could not be executed */
+    return n == -ENOENT ? 0 : umvm_answer(listener, id, n, n < 0 ? -n : 0, 0);
 }
 
 /* A pidfd of a thread, or of the process it leads on kernels before 6.9 (PIDFD_THREAD). */
