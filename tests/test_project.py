@@ -210,6 +210,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_wheel_and_sdist_hold_what_they_must(distributions: tuple[Path, Path]) -> None:
     sdist, wheel = distributions
     with zipfile.ZipFile(wheel) as archive:
@@ -235,6 +236,7 @@ def test_wheel_and_sdist_hold_what_they_must(distributions: tuple[Path, Path]) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_wheel_runs_outside_the_tree(
     distributions: tuple[Path, Path], tmp_path: Path, runtime: Path
 ) -> None:

@@ -183,6 +183,13 @@ def test_chroot_needs_to_be_allowed(runner: Runner, tmp_path: Path) -> None:
     assert ran.ok() == "result ['ENOENT', 'ENOTDIR', 'EPERM']\n"
 
 
+def test_self_in_a_root(runner: Runner, root: Path) -> None:
+    options = ["--root", str(root), "--bind", "/proc"]
+    body = "echo $$; exec readlink /proc/self"
+    own, shown = runner.umvm(["sh", "-c", body], options=options).ok().split()
+    assert own == shown
+
+
 def test_run_in_a_root(runner: Runner, root: Path) -> None:
     """Programs, scripts, links and /proc are those of the root; nothing of the host is there."""
     body = """
