@@ -208,7 +208,6 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return sdist, place / made.split()[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_wheel_and_sdist_hold_what_they_must(distributions: tuple[Path, Path]) -> None:
@@ -234,7 +233,6 @@ def test_wheel_and_sdist_hold_what_they_must(distributions: tuple[Path, Path]) -
     assert {"LICENSE", "README.md", "pyproject.toml"} <= packed
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_wheel_runs_outside_the_tree(
