@@ -263,6 +263,25 @@ def test_the_programs_interpreter_is_the_roots(
     assert runner.umvm(["odd"], options=options).ok() == "ran\n"
 
 
+@pytest.mark.parametrize("engine", ["notify", "agent"])
+def test_programs_of_the_host_are_not_there(runner: Runner, root: Path, engine: str) -> None:
+    """With an identity, too, whose part in execve(2) comes first."""
+
+    def body() -> object:
+        import os
+
+        program = os.path.realpath("/usr/bin/env")
+        os.chroot(os.environ["R"])
+        try:
+            os.execv(program, ["env"])
+        except OSError as error:
+            return error.errno
+
+    options = ["--engine", engine]
+    ran = runner.umvm(body, env={"R": str(root)}, modules=["ident"], options=options)
+    assert ran.ok() == "result 2\n"
+
+
 def test_the_kernels_file_systems(runner: Runner, root: Path) -> None:
     """proc and the like, mounted in a root as its set-up scripts do; a program run by descriptor."""
 

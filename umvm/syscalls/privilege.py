@@ -206,8 +206,9 @@ def sys_execve(vm: VirtualMachine, req: Request, identity: Identity) -> Reply | 
         tgid = vm.creds.exec_begins(req.tid, new, secure)
         if secure or not linked or has_agent(vm):
             vm.engine.watch_exec(req.tid, tgid, auxv_values(new, secure))
-    served = vm.mount_table.all or len(vm.files) or has_agent(vm)
-    return None if served or _has_followers(vm, req) else Reply.run()
+    served = len(vm.files) or has_agent(vm) or any(table.all for table in vm.spaces.tables())
+    asked = served or not vm.spaces.of(req.tid).plain or _has_followers(vm, req)
+    return None if asked else Reply.run()
 
 
 def _has_followers(vm: VirtualMachine, req: Request) -> bool:
