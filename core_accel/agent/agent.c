@@ -315,6 +315,13 @@ static uint32_t mark_number(void)
     return (uint32_t)number;
 }
 
+/* Is it a call about the limit that holds that number (umvm/syscalls/locklimit.py)? */
+static inline int is_mark(const struct regs *r)
+{
+    return (r->rax == __NR_prlimit64 && (uint32_t)r->rsi == UMVM_RLIMIT_LOCKS) ||
+           ((r->rax == __NR_getrlimit || r->rax == __NR_setrlimit) && (uint32_t)r->rdi == UMVM_RLIMIT_LOCKS);
+}
+
 /* getuid and its relatives, where guests have ids of their own. 0: it isn't known here. */
 static NOINLINE int with_ids(struct regs *r)
 {
@@ -454,8 +461,9 @@ __attribute__((used)) int decide(struct regs *r)
         return with_sigreturn(r);
     case UMVM_F_CLONE:
         return with_clone(r);
-    case UMVM_F_RUN:
     case UMVM_F_HOOKED:
+        return is_mark(r) ? ask(r) : RUN;
+    case UMVM_F_RUN:
         return RUN;
     case UMVM_F_PATH:
     case UMVM_F_FOLLOW:

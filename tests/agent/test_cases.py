@@ -73,6 +73,7 @@ def test_partly_patched(
     """Some of the calls are patched, others notified."""
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "UMVM_PATCH": f"{share}:{os.getpid()}"}
     in_agent(f"{cases} >/dev/null; ls >/dev/null", env=env)
+    assert wait_until(lambda: "libc.so.6" in entries(tmp_path / "cache"))
     assert wait_until(lambda: not analysers(tmp_path))
     assert 40 < entries(tmp_path / "cache")["libc.so.6"]["sites"] < 300, env
     for name in ("interrupted", "vforked", "bad_pointers", "threads", "environment", "twice"):

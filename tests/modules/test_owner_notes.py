@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Compiler, Result, Runner
+from harness import Compiler, Result, Runner, readable_by_others
 
 Run = Callable[..., Result]
 
@@ -41,6 +41,7 @@ def place() -> Iterator[Path]:
 
 def test_fakeroot_for_a_user(runner: Runner, place: Path) -> None:
     """--fakeroot with --user: the files are root's, and the guest is somebody else."""
+    readable_by_others(runner)
     body = (
         "id -u; stat -c %u:%g .; touch a 2>/dev/null || echo no;"
         " umvm su root -c 'chmod 777 .; echo x > b; chown 5:6 b';"

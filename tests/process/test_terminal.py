@@ -32,7 +32,10 @@ def inside(
     child = shell([*UMVM, "run", *options, "--", "bash", "--norc", "--noprofile", "-i"], runner)
     child.expect_exact(PROMPT)
     yield child
-    child.close(force=True)
+    try:
+        child.close(force=True)
+    except pexpect.ExceptionPexpect:  # it was killed, and takes its time
+        assert wait_until(lambda: not child.isalive())
 
 
 def ask(child: pexpect.spawn, line: str) -> str:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import UMVM, Runner, argv_of, compare
+from harness import UMVM, Runner, argv_of, compare, readable_by_others
 
 RUN = " ".join([*UMVM, "run"])
 CALL = " ".join(UMVM)
@@ -31,6 +31,7 @@ def test_run_in_a_vm(runner: Runner) -> None:
 
 
 def test_who_is_root_may_ask_for_it(runner: Runner) -> None:
+    readable_by_others(runner)
     body = (
         f"{RUN} --fakeroot id -u; setpriv --reuid=5 --clear-groups {RUN} --fakeroot id -u; echo $?"
     )
