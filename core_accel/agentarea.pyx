@@ -77,7 +77,7 @@ cdef extern from "agent/layout.h":
         uint64_t names[16]
         uint32_t texts_used
         uint32_t identity
-        uint64_t mark_epoch
+        uint64_t place_epoch
         umvm_ids ids[2048]
         uint16_t text_index[8192]
         umvm_text texts[4096]
@@ -89,14 +89,12 @@ cdef extern from "agent/layout.h":
         uint32_t front
         uint64_t execs
         uint64_t loads
-        uint32_t direct
-        char loader[472]
+        char loader[480]
         char text[15872]
     struct umvm_state:
         uint64_t since
         uint64_t cwd_epoch
         uint32_t traced
-        uint64_t place_epoch
         uint64_t gated
         uint64_t walked
         uint64_t unpatched
@@ -208,9 +206,8 @@ cdef class Area:
         self.state = <umvm_state *>(self._memory + (UMVM_STATE - UMVM_AGENT_BASE))
         self.places = <umvm_places *>(self._memory + (UMVM_PLACES - UMVM_AGENT_BASE))
         self._views, self._room, self._free = {}, {}, list(range(UMVM_VIEWS))
-        self.state.place_epoch = 1
         self.route.shadow_dev = device
-        self.route.mark_epoch = 1
+        self.route.place_epoch = 1
         self.route.shadow_len = len(shadow)
         self.route.owner = os.geteuid()
         memcpy(self.route.shadow, <const char *>shadow, len(shadow))
@@ -347,12 +344,12 @@ cdef class Area:
             self.places.records[number].view = view
             self.places.records[number].cwd = cwd
 
-    def place_moved(self):
-        """Some process has another number."""
-        self.state.place_epoch += 1
+    def marked(self):
+        """Some process has another number: what agents know of theirs is void."""
+        self.route.place_epoch += 1
 
     def set_cautious(self):
-        """Agents are told that they may not see all calls of a program."""
+        """Agents are told that processes may share memory, and so what they remember, unseen."""
         self.route.cautious = 1
 
     def set_descriptors(self, uint32_t count, active):
@@ -373,14 +370,6 @@ cdef class Area:
     def set_identity(self, on):
         """May agents tell guests their ids by themselves?"""
         self.route.identity = 1 if on else 0
-
-    def marked(self, bint shared):
-        """Some process got another number: what agents know of theirs is void. ``shared``: it has
-        memory in common with another process, so that agents can't remember numbers any more."""
-        if shared:
-            self.route.mark_epoch = 0
-        elif self.route.mark_epoch:
-            self.route.mark_epoch += 1
 
     def set_record(self, int number, ids):
         """The ids of processes with this number (core_accel.engine.Engine.set_record)."""
@@ -443,10 +432,9 @@ cdef class Area:
             slot[0] = self.route.texts_used
         return True
 
-    def put(self, uint32_t owner, bytes program, bytes name, front, direct=False):
+    def put(self, uint32_t owner, bytes program, bytes name, front):
         """Fill a free mailbox for a process that executes the loader; the loader's path for it.
-        ``direct``: the program names its interpreter by the host's path. None: there is no mailbox,
-        or what it is told doesn't fit."""
+        None: there is no mailbox, or what it is told doesn't fit."""
         cdef int i
         cdef umvm_mailbox *m = NULL
         words = b"".join(word + b"\0" for word in front)
@@ -464,7 +452,6 @@ cdef class Area:
         m.name = 0 if program == name else len(program) + 1
         m.front = len(program) + len(name) + 2
         m.count = len(front)
-        m.direct = 1 if direct else 0
         return <bytes>m.loader
 
     def counts(self):

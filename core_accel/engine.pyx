@@ -97,6 +97,17 @@ cdef extern from "ownercalls.h":
                    int *error) nogil
 
 log = logger(__name__)
+
+
+cdef int conclude(uint8_t *answered, int fd, const seccomp_notif *q, umvm_verdict *v) noexcept nogil:
+    """End a call, unless its answer comes later; an agent makes its call itself. 0 or -errno."""
+    if v.kind < LATER:
+        umvm_mark_answered(answered, q.data.instruction_pointer)
+        if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
+            v.kind, v.number = ERROR, UMVM_GO
+    return umvm_conclude(fd, q.id, v)
+
+
 umvm_route_share(seen_dirs())  # one memory of host directories for both walks
 
 cdef enum:
@@ -341,11 +352,7 @@ cdef class Engine:
         cdef umvm_call_kind kind
         while True:
             with nogil:
-                if v.kind < LATER:
-                    umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                    if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
-                        v.kind, v.number = ERROR, UMVM_GO
-                failed = umvm_conclude(fd, q.id, &v)
+                failed = conclude(self.restarts.answered, fd, &q, &v)
                 while True:
                     path.size = 0
                     r = umvm_receive(fd, &q)
@@ -364,11 +371,7 @@ cdef class Engine:
                         own = umvm_fabric(self.socks, &self.router, &held, &q, &v)
                     if own == 1:
                         self.router.passed += 1
-                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                        if v.kind == RUN and umvm_is_agents(q.data.nr, q.data.instruction_pointer):
-                            v.kind, v.number = ERROR, UMVM_GO
-                        umvm_conclude(fd, q.id, &v)
-                        v.kind = LATER
+                        conclude(self.restarts.answered, fd, &q, &v)
                         continue
                     if r == 2 or own == 2:
                         kind.hooked = 0
@@ -376,8 +379,7 @@ cdef class Engine:
                         if self.owned[q.data.nr] or not umvm_serve(&self.router, &kind, &q, &path, &v):
                             break
                         self.router.passed += 1
-                        umvm_mark_answered(self.restarts.answered, q.data.instruction_pointer)
-                        umvm_conclude(fd, q.id, &v)
+                        conclude(self.restarts.answered, fd, &q, &v)
                         continue
                     own = UMVM_PASS
                     value = error = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from core_accel import launch
 from umvm import capabilities, run_cli, users
 from umvm.errors import NotFound, UmvmError
 
@@ -91,7 +91,6 @@ def describe() -> dict[str, Any]:
     """Who this process is, as the calls tell it: in a VM, or on the host."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-    libc = ctypes.CDLL(None)
     sets = {
         name: capabilities.show(int(fields[f"Cap{short}"], 16))
         for name, short in (
@@ -104,8 +103,8 @@ def describe() -> dict[str, Any]:
         "gid": list(os.getresgid()),
         "groups": os.getgroups(),
         "capabilities": sets,
-        "securebits": libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0),
-        "no_new_privs": bool(libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)),
+        "securebits": launch.control(_PR_GET_SECUREBITS),
+        "no_new_privs": bool(launch.control(_PR_GET_NO_NEW_PRIVS)),
         "vm": os.environ.get("UMVM_NAME"),
     }
 

@@ -78,12 +78,11 @@ def _execute(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
 
 def _supervise(command: Sequence[str], environment: dict[str, str]) -> int:
     """Run the command as a child, and end what it leaves; its exit status."""
-    import ctypes
-
+    from core_accel import launch
     from umvm.guest.process import descendants
     from umvm.run import PR_SET_CHILD_SUBREAPER, exit_status
 
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    launch.control(PR_SET_CHILD_SUBREAPER, 1)
     pid = os.fork()
     if pid == 0:
         try:

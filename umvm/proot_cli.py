@@ -38,10 +38,6 @@ Run COMMAND (default: /bin/sh -l) with another root directory, bindings and iden
 
 Not there: -q (run foreign programs by an emulator), -p and -n (`umvm run --net` has rules).
 """
-_SYSTEM = (
-    "/etc/host.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/dev", "/sys",
-    "/proc", "/tmp",
-)  # fmt: skip
 _USERS = (
     "/etc/hosts.equiv", "/etc/mtab", "/etc/netgroup", "/etc/networks", "/etc/passwd", "/etc/group",
     "/etc/localtime", "/run",
@@ -72,6 +68,8 @@ class Wish(NamedTuple):
 
 def read(arguments: Sequence[str]) -> Wish:
     """Understand a command line as proot(1) does. **Errors** UsageError."""
+    from umvm.guest.roots import SYSTEM
+
     flags: set[str] = set()
     values: dict[str, str] = {}
     binds: list[str] = []
@@ -97,22 +95,22 @@ def read(arguments: Sequence[str]) -> Wish:
             binds.append(value)
         elif key in ("recommended", "system"):
             values["root"] = value
-            home = [os.environ["HOME"]] if "HOME" in os.environ else []
-            binds += [*_SYSTEM, *(_USERS if key == "recommended" else ()), *home]
+            more = [*SYSTEM, *(_USERS if key == "recommended" else ()), os.environ.get("HOME", "")]
+            binds += filter(os.path.exists, more)
             flags |= {"fakeroot"} if key == "system" else set()
         else:
             values[key] = value
     return Wish(frozenset(flags), values, binds, rest or ["/bin/sh", "-l"])
 
 
-def _usable(binds: Sequence[str], given: Sequence[str]) -> list[str]:
+def _usable(binds: Sequence[str]) -> list[str]:
     """The bindings whose source exists, as `umvm run` takes them; proot(1) warns of others."""
     found = []
     for text in binds:
         source, _, target = text.rstrip("!").partition(":")
         if os.path.exists(source):
             found.append(":".join(filter(None, (os.path.abspath(source), target.rstrip("!")))))
-        elif text in given:
+        else:
             print(f"{PROGRAM}: warning: no {source} to bind", file=sys.stderr)
     return found
 
@@ -140,14 +138,12 @@ def run(arguments: Sequence[str]) -> int:
     if user is not None:
         identity = dict(specs.parse_module(module_of(user, None)[0])[1])
     root = values.get("root", "/")
-    binds = [*_SYSTEM, *_USERS, os.environ.get("HOME", "")]
-    given = [text for text in wish.binds if text not in binds]
     try:
         return run_vm(
             wish.command,
             modules=[f"hostname,release={values['release']}"] if "release" in values else [],
             root=None if os.path.abspath(root) == "/" else root,
-            binds=_usable(wish.binds, given),
+            binds=_usable(wish.binds),
             kill_on_exit="kill" in wish.flags,
             verbose=max(0, int(values.get("verbose", "0"))),
             chdir=values.get("cwd"),

@@ -298,23 +298,6 @@ static NOINLINE int with_ptrace(struct regs *r)
     return RUN;
 }
 
-/* The number of this process's record; 0: it never changed its credentials. UMVM_RECORDS: it can't be told. A process
-   that shares memory with another one, which isn't a thread, and gets another number ends the remembering. */
-static uint32_t mark_number(void)
-{
-    uint64_t epoch = ROUTE->mark_epoch, known = SELF->mark, limit[2];
-    if (epoch && known >> 32 == (uint32_t)epoch)
-        return (uint32_t)known;
-    if (SYS4(__NR_prlimit64, 0, UMVM_RLIMIT_LOCKS, 0, limit) < 0)
-        return UMVM_RECORDS;
-    uint64_t number = limit[0] - UMVM_MARKED;
-    if (number >= UMVM_RECORDS)
-        number = 0;
-    if (epoch)
-        SELF->mark = epoch << 32 | number;
-    return (uint32_t)number;
-}
-
 /* Is it a call about the limit that holds that number (umvm/syscalls/locklimit.py)? */
 static inline int is_mark(const struct regs *r)
 {
@@ -333,7 +316,7 @@ static NOINLINE int with_ids(struct regs *r)
     case __NR_getegid: at = 5; break;
     default: return 0;
     }
-    uint64_t number = mark_number();
+    uint32_t number = my_number();
     if (number >= UMVM_AGENT_IDS || !ROUTE->ids[number].valid)
         return 0;
     r->rax = ROUTE->ids[number].ids[at];

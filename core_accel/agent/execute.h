@@ -168,7 +168,7 @@ static NOINLINE int prepare(volatile struct umvm_mailbox *m, const char *path, c
 {
     uint32_t used = 0;
     size_t used_length = text_length(name_used);
-    m->count = m->name = m->direct = 0;
+    m->count = m->name = 0;
     copy_text(m->text, path, text_length(path));
     if (room) {
         m->name = NAME_AT;

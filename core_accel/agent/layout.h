@@ -25,7 +25,7 @@
 #define UMVM_STUB_PAGES ((UMVM_GATE - UMVM_STUBS) / 4096)
 
 #define UMVM_MAX_NR 512
-#define UMVM_ENV_STAMP 0x756d766d61676534ull /* changes with the layout */
+#define UMVM_ENV_STAMP 0x756d766d61676535ull /* changes with the layout */
 
 #define UMVM_NATIVELY 0x756d766d6e617469ull /* fourth argument of execve: not by the loader, and the path is the host's */
 
@@ -112,12 +112,12 @@ struct umvm_route_area {
     uint32_t descriptors;
     uint32_t redirected; /* some process finds files of the host at other paths */
     uint32_t read_only;  /* some bind mount is read-only */
-    uint32_t cautious;   /* only some calls of a program are patched: memory may be shared unseen */
+    uint32_t cautious;   /* processes may share memory unseen, or do */
     uint32_t pad;
     uint64_t names[16];  /* Bloom filter: last components that need a walk */
     uint32_t texts_used;
     uint32_t identity;   /* guests have ids of their own: those in `ids` need no question */
-    uint64_t mark_epoch; /* changes when some process gets another number (RLIMIT_LOCKS); 0: ask each time */
+    uint64_t place_epoch; /* changes when some process gets another number (RLIMIT_LOCKS) */
     uint16_t text_index[2 * UMVM_TEXTS] __attribute__((aligned(4096))); /* hash → number in `texts` + 1 */
     struct umvm_text texts[UMVM_TEXTS] __attribute__((aligned(4096)));
     struct umvm_ids ids[UMVM_AGENT_IDS] __attribute__((aligned(4096)));
@@ -154,9 +154,7 @@ struct umvm_mailbox {
     uint32_t name;       /* where in `text` what was executed is; what to load (the host's path) is at 0 */
     uint32_t front;      /* where the words are that take the place of argv[0] */
     uint64_t execs, loads; /* how often it was used */
-    uint32_t direct;     /* the program names its interpreter by the host's path */
-    uint32_t pad;
-    char loader[472];    /* the loader's name that means this mailbox; set once */
+    char loader[480];    /* the loader's name that means this mailbox; set once */
     char text[15872];
 };
 
@@ -165,7 +163,6 @@ struct umvm_state {
     uint64_t cwd_epoch;  /* changes when any process may have come to stand somewhere else unseen */
     uint32_t traced;     /* some guest used ptrace */
     uint32_t pad;
-    uint64_t place_epoch; /* changes with the record of any process */
     uint64_t dotted;     /* when something was remembered that depends on directories which it doesn't lead to */
     uint64_t link_names[16]; /* Bloom filter: names of links on the way of a translation */
     uint64_t prefixes[UMVM_PREFIXES] __attribute__((aligned(65536)));
@@ -189,7 +186,6 @@ struct umvm_self {
     uint32_t traced;
     uint32_t sandboxed;  /* it has a filter of its own, which may not like calls that it doesn't know of */
     uint32_t unlinked;   /* it is static, at a fixed address: code that it maps is not for it to jump to, but to translate */
-    uint64_t mark;       /* epoch << 32 | number that RLIMIT_LOCKS held then; 0: not known */
     uint32_t exe_known;  /* `exe` is canonical, and not just how the program was called */
     uint64_t exe_dev, exe_ino;
     uint64_t place_epoch; /* `place` is the number of the process's record at this time */

@@ -314,11 +314,10 @@ __asm__(".section .zend,\"a\",@progbits\n.globl umvm_text_end\numvm_text_end:\n.
 extern char umvm_text_end[];
 
 /* Reads the mailbox and gives it back. The stack to go on with; *name: what was executed. */
-static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name, int *direct)
+static NOINLINE uint64_t *read_mailbox(volatile struct umvm_mailbox *m, uint64_t *stack, const char **name)
 {
     uint32_t n = 0, at = m->name;
     m->loads++;
-    *direct = (int)m->direct;
     while (n < 4095 && (SELF->exe[n] = m->text[n]))
         n++;
     SELF->exe[n] = 0;
@@ -382,9 +381,8 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     const char *own = (const char *)*entry, *name;
     size_t n = text_length(own);
     uint32_t number = number_of(own, n);
-    int direct;
     map_area(own, n);
-    stack = read_mailbox(&STATE->mailboxes[number], stack, &name, &direct);
+    stack = read_mailbox(&STATE->mailboxes[number], stack, &name);
     aux = auxiliary(stack);
     SELF->map_generation = 1;
     SELF->entry = umvm_entry;
@@ -423,7 +421,7 @@ __attribute__((used)) uint64_t load(uint64_t *stack, uint64_t **go_on)
     SYS1(__NR_close, fd);
     uint64_t go = program.entry, interp_base = 0;
     if (interpreter[0]) {
-        fd = direct ? open_raw(interpreter) : open_part(interpreter);
+        fd = open_part(interpreter);
         if (fd < 0 || map_image(fd, &interp, &st, 0, 0) < 0)
             run_natively(stack);
         SYS1(__NR_close, fd);

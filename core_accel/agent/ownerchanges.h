@@ -152,7 +152,7 @@ static NOINLINE int owned_chdir(struct regs *r, const struct umvm_kind *k)
 static NOINLINE int with_owned(struct regs *r, const struct umvm_kind *k)
 {
     struct place p;
-    if (mark_number() != 0 || (ROUTE->redirected && (!my_place(&p) || !is_plain_view(p.view))))
+    if (my_number() != 0 || (ROUTE->redirected && (!my_place(&p) || !is_plain_view(p.view))))
         return ask(r);
     switch (r->rax) {
     case __NR_stat: case __NR_lstat: case __NR_fstat: case __NR_newfstatat: case __NR_statx:

@@ -1,7 +1,7 @@
 /* Which view a process sees, and where it stands: what it knows of itself, so that it needn't ask.
 
    The number of its record is in the process (umvm/guest/marks.py), where only the supervisor changes it, which
-   changes STATE->place_epoch then. A child of vfork shares this memory, but not what is known here: while there may
+   changes ROUTE->place_epoch then. A child of vfork shares this memory, but not what is known here: while there may
    be one, the process id is looked at. */
 #ifndef UMVM_AGENT_PLACE_H
 #define UMVM_AGENT_PLACE_H
@@ -67,14 +67,22 @@ static NOINLINE uint32_t read_place(uint64_t epoch)
     return SELF->place;
 }
 
+/* The number of this process's record; 0: it has none. UMVM_AGENT_IDS or more: it isn't known here. */
+static inline uint32_t my_number(void)
+{
+    uint64_t epoch = ROUTE->place_epoch;
+    uint32_t number = *(volatile uint32_t *)&SELF->place; /* before whose it is: the other process may be reading its own */
+    int ours = __atomic_load_n(&SELF->place_epoch, __ATOMIC_ACQUIRE) == epoch && still_ours();
+    return ours ? number : read_place(epoch);
+}
+
 /* 0: it isn't known here, so that the supervisor is to be asked. */
 static int my_place(struct place *p)
 {
     uint32_t view = 0;
     p->seed = p->cwd = 0;
     if (ROUTE->redirected) {
-        uint64_t epoch = STATE->place_epoch;
-        uint32_t number = SELF->place_epoch == epoch && still_ours() ? SELF->place : read_place(epoch);
+        uint32_t number = my_number();
         if (number >= UMVM_AGENT_IDS || (view = PLACES->records[number].view) >= UMVM_SPACES)
             return 0;
         p->cwd = PLACES->records[number].cwd;

@@ -136,19 +136,19 @@ class AgentEngine:
         self.agent.area.cwd_moved()
 
     def _marked(self, pid: int) -> None:
-        self.agent.area.marked(shares_memory(pid))
+        if shares_memory(pid):
+            self.agent.area.set_cautious()
+        self.agent.area.marked()
 
     def _moves(self, req: Request) -> None:
         self.agent.area.forget()
 
-    def load(
-        self, req: Request, program: bytes, name: bytes, front: list[bytes], direct: bool = False
-    ) -> bytes | None:
+    def load(self, req: Request, program: bytes, name: bytes, front: list[bytes]) -> bytes | None:
         """What the caller of execve is to execute to run the host's `program`; None: itself.
 
-        `name`, `front` and `direct`: `Agent.load`. A process under a debugger gets no loader, so
-        that breakpoints land, and neither does one with a seccomp filter of its own: it may kill
-        for calls of the loader's.
+        `name` and `front`: `Agent.load`. A process under a debugger gets no loader, so that
+        breakpoints land, and neither does one with a seccomp filter of its own: it may kill for
+        calls of the loader's.
         """
         try:
             fields = status(req.tid)
@@ -156,7 +156,7 @@ class AgentEngine:
             return None
         if int(fields.get(b"TracerPid", b"0")) or int(fields.get(b"Seccomp_filters", b"1")) > 1:
             return None
-        return self.agent.load(req.tid, program, name, front, direct)
+        return self.agent.load(req.tid, program, name, front)
 
     def unpatched(self, maps: bytes) -> bytes:
         """A file of /proc that tells of mappings, without the loader and the area, and with the
@@ -184,10 +184,6 @@ class AgentEngine:
         """As `Engine.set_place`."""
         self._engine.set_place(number, view, cwd)
         self.agent.area.set_place(number, view, cwd)
-
-    def place_moved(self) -> None:
-        """Some process has another mark."""
-        self.agent.area.place_moved()
 
     def set_answers(self, on: bool) -> None:
         """As `Engine.set_answers`."""

@@ -62,18 +62,16 @@ class Agent:
         self.area.set_views([view.parts() for view in views], ODD_NAMES)
 
     def load(
-        self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = (),
-        direct: bool = False,
-    ) -> bytes | None:  # fmt: skip
+        self, pid: int, program: bytes, name: bytes, front: Sequence[bytes] = ()
+    ) -> bytes | None:
         """What process `pid` is to execute so that `program` runs with the agent.
 
         `program` is the host's; `name`: what was executed; `front` takes the place of argv[0] (a
-        script's words); `direct`: the program names its interpreter by the host's path. None: it is
-        better executed as it is.
+        script's words). None: it is better executed as it is.
         """
         if not runnable(program):
             return None
-        return self.area.put(pid, program, name, front, direct)
+        return self.area.put(pid, program, name, front)
 
 
 def shares_memory(pid: int) -> bool:

@@ -34,8 +34,6 @@ class Marks:
         self._numbers: dict[frozenset[tuple[Hashable, Any]], int] = {frozenset(): 0}
         self._lock = threading.Lock()
         self._told: list[Callable[[int, Record], None]] = []
-        self.moved: Callable[[], None] | None = None
-        """Called after a process's mark has changed."""
         self.changed: Callable[[int], object] = bool
         """Told of a process that has another record now, before it goes on."""
 
@@ -80,8 +78,6 @@ class Marks:
                 resource.prlimit(pid, RLIMIT_LOCKS, (MARKED + number, hard))
             except ValueError:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
-            if self.moved is not None:
-                self.moved()
             self.changed(pid)
 
     def record(self, number: int) -> Record:

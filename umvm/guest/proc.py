@@ -111,9 +111,8 @@ class Proc:
         kind = found[2]
         if kind in (b"maps", b"smaps", b"numa_maps"):
             space = self._vm.spaces.of(int(found[1]))
-            shown = text
-            if not isinstance(self._vm.engine, Engine):
-                shown = self._vm.engine.unpatched(shown)
+            engine = self._vm.engine
+            shown = text if isinstance(engine, Engine) else engine.unpatched(text)
             shown = shown if space.plain else self._seen(shown, space)
             shown = self._unshadow(shown) if self._shadow in shown else shown
             return shown if shown != text else None

@@ -96,7 +96,6 @@ class Spaces:
         """The engine that is to know them."""
         self.engine = engine
         self._marks.tell(self._told)
-        self._marks.moved = getattr(engine, "place_moved", None)
 
     # --- which ------------------------------------------------------------------------------------
 
