@@ -4,6 +4,7 @@ where nothing is patched."""
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -64,6 +65,19 @@ def test_unpatched(
     native = runner.run([str(cases), name])
     assert in_agent([str(cases), name], env={"XDG_CACHE_HOME": str(empty)}) == native
     assert not os.listdir(empty / "umvm/text"), "a directory that others can write isn't used"
+
+
+def test_what_lies_in_the_working_directory_is_not_run(runner: Runner, tmp_path: Path) -> None:
+    """Programs are analysed by this umvm, not by a package of that name where the user stands."""
+    (tmp_path / "umvm").mkdir()
+    (tmp_path / "umvm" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    command = shutil.which("umvm", path=str(Path(sys.executable).parent))
+    assert command is not None
+    argv = [command, "run", "--engine", "agent", "--log", str(runner.log), "--", "ls"]
+    runner.run(argv, env={"XDG_CACHE_HOME": str(tmp_path / "cache")}, cwd=tmp_path).ok()
+    assert wait_until(lambda: "libc.so.6" in entries(tmp_path / "cache"))
+    assert wait_until(lambda: not analysers(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("share", ["30", "70"])

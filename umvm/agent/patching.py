@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+import umvm
 from core_accel.agentarea import Area
 from core_accel.lazy import logger, pattern
 from core_accel.request import Reply, Request
@@ -121,13 +122,22 @@ class Patcher:
 
     def _work(self, files: socket.socket, theirs: socket.socket) -> None:
         """Start the process and hear what it found, until it has done all or the VM ends."""
-        command = [sys.executable, "-m", "umvm.agent.analyse", os.fspath(self._cache.directory)]
+        # this umvm, and not what is called so in the directory where the user happens to be
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "umvm.agent.analyse",
+            os.fspath(self._cache.directory),
+        ]
+        path = [str(Path(umvm.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         import subprocess  # it takes its time, and mostly there is nothing to analyse
 
         with theirs:
             process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
+                stderr=subprocess.DEVNULL, start_new_session=True, env=env,
             )  # fmt: skip
         while answer := files.recv(1 << 16):
             for one in json.loads(answer):
